@@ -1,0 +1,86 @@
+"""Another tissue contrast: grey values go through a random piecewise-linear curve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
+
+SAMPLED_VOXELS = 4096  # quantiles from a regular sample: sorting a 3D patch would cost more than the rest of the chain
+SATURATION = 0.005  # share of the voxels beyond either end of the curve; one bright vessel must not set the range
+AIR = (0.02, 0.10)  # where in the intensity range air ends, as a share of it: noise and ghosts, but no tissue yet
+
+
+class Remap(ImageOnlyTransform):
+    """Random piecewise-linear intensity curve: one third rising, one third falling, one third arbitrary.
+
+    The knots lie at random quantiles or at random shares of the intensity range, half the samples each: quantiles
+    resolve the tissues that fill the image, shares of the range those that are rare and bright. With probability
+    ``p_dark_air`` the lowest intensities stay the darkest, whatever becomes of the tissues, as in every real contrast.
+
+    Image [C, ...] of any range; output in [0, 1].
+
+    Args:
+        knots: least and most inner knots (inclusive); fewer keep tissues together, more take them apart.
+        p_dark_air: share of the samples whose air stays dark.
+    """
+
+    def __init__(self, knots: tuple[int, int] = (2, 6), p_dark_air: float = 0.5) -> None:
+        super().__init__()
+        self.knots = knots
+        self.p_dark_air = p_dark_air
+
+    def get_parameters(self, **data_dict: Any) -> dict:
+        inner = np.random.randint(self.knots[0], self.knots[1] + 1)
+        knots = np.concatenate([[0.0], np.sort(np.random.uniform(size=inner)), [1.0]])
+        levels = np.random.uniform(size=inner + 2)
+        kind = np.random.choice(["rising", "falling", "arbitrary"])
+        if kind == "rising":
+            levels = np.sort(levels)
+        elif kind == "falling":
+            levels = np.sort(levels)[::-1]
+        air = np.random.uniform(*AIR) if np.random.uniform() < self.p_dark_air else None
+        return {"knots": knots, "levels": levels, "by_quantile": np.random.uniform() < 0.5, "air": air}
+
+    def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
+        return torch.stack([self._remap(channel, **params) for channel in img])
+
+    @staticmethod
+    def _remap(
+        image: torch.Tensor, knots: np.ndarray, levels: np.ndarray, by_quantile: bool, air: float | None
+    ) -> torch.Tensor:
+        sample = image.flatten()[:: max(1, image.numel() // SAMPLED_VOXELS)].numpy()
+        low, high = (float(q) for q in np.quantile(sample, [SATURATION, 1 - SATURATION]))
+        if not high > low:
+            return torch.zeros_like(image)
+        if by_quantile:
+            positions = np.quantile(sample, SATURATION + (1 - 2 * SATURATION) * knots)
+        else:
+            positions = low + (high - low) * knots
+        levels = (levels - levels.min()) / (np.ptp(levels) or 1.0)
+        if air is not None:
+            end = low + air * (high - low)
+            levels = np.concatenate([[0.0], [np.interp(end, positions, levels)], levels[positions > end]])
+            positions = np.concatenate([[low], [end], positions[positions > end]])
+        return piecewise_linear(image, positions, levels)
+
+
+def piecewise_linear(image: torch.Tensor, positions: np.ndarray, levels: np.ndarray) -> torch.Tensor:
+    """The curve through (positions, levels), constant beyond its ends, at every voxel.
+
+    f(x) = level_0 + sum_i (slope_i - slope_{i-1}) * max(x - position_i, 0): a few passes of plain arithmetic, three
+    times as fast as looking up each voxel's interval. Positions must not fall; equal ones make a step.
+    """
+    gap = 1e-3 * (positions[-1] - positions[0])  # bounds the slope: a step would cancel badly in float32
+    kept = np.concatenate([[True], np.diff(positions) > gap])
+    kept[-1] = True
+    positions, levels = positions[kept], levels[kept]
+    slopes = np.diff(levels) / np.maximum(np.diff(positions), gap)
+    bends = np.diff(slopes, prepend=0.0)
+    image = image.clamp(float(positions[0]), float(positions[-1]))
+    result = torch.full_like(image, float(levels[0]))
+    for position, bend in zip(positions[:-1], bends):
+        result.add_(torch.clamp_min(image - float(position), 0.0), alpha=float(bend))
+    return result

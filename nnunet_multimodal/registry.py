@@ -1,0 +1,127 @@
+"""Which trainers this package ships: plain data, from which the command line, nnU-Net's lookup and the tests are fed.
+
+Nothing here imports torch, so that ``list`` and nnU-Net's question "is this name one of yours?" cost nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nnunet_multimodal.errors import UsageError
+
+_CROSSMR_PAPER = (
+    "CrossMR (All You Need Is a Reference: cross-modality referring segmentation for abdominal MRI)"
+)
+
+# Nine digits are enough for anybody, and keep int() and file names far from their limits.
+_LENGTH = re.compile(r"(?P<stem>.+)_(?:(?P<epochs>[1-9][0-9]{0,8})epochs|(?P<one>1)epoch)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class TrainerEntry:
+    """One trainer: where its class lives, and what a user has to know before choosing it."""
+
+    name: str
+    module: str
+    paper: str
+    dataset: str  # what the data set must look like, and the command that makes it so
+    differs: str  # from the stock nnUNetTrainer
+    ablations: Mapping[str, str] = field(default_factory=dict)  # word behind the name -> what it leaves out
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The trainer's own name, then those of its ablations; each is a class in ``module``."""
+        return (self.name, *(f"{self.name}_{word}" for word in self.ablations))
+
+
+_ENTRIES = (
+    TrainerEntry(
+        name="nnUNetTrainerCrossMR",
+        module="nnunet_multimodal.trainers.crossmr",
+        paper=_CROSSMR_PAPER,
+        dataset=(
+            "channels target, reference, then one noNorm scribble channel per organ in label order; "
+            "made with `nnunet_multimodal convert crossmr`"
+        ),
+        differs=(
+            "the scribbled points of the reference image become tokens; each organ's own queries attend to them and to "
+            "the target image, and answer with that organ's mask. Trained on pairs made from one image by two "
+            "independent intensity augmentations, with AdamW"
+        ),
+        ablations={
+            "noVisualTokens": "The queries do not see the tokens of the scribbled reference.",
+            "noOrganMatch": "Any query may be matched to any organ, not only those of the organ's own block.",
+            "noPairedAug": "Target and reference are the same image, under the stock intensity transforms.",
+            "visualAcrossBatch": "An organ's tokens are drawn from the scribbles of the whole batch.",
+        },
+    ),
+    TrainerEntry(
+        name="nnUNetTrainerContrastAug",
+        module="nnunet_multimodal.trainers.contrast_aug",
+        paper=f"{_CROSSMR_PAPER}: its target-like augmentation alone",
+        dataset="any nnU-Net data set, as it is",
+        differs=(
+            "stock network and loss; the paper's intensity chain that makes an image look like another modality, "
+            "strengthened, in place of the stock intensity augmentation"
+        ),
+    ),
+    TrainerEntry(
+        name="nnUNetTrainerScribble",
+        module="nnunet_multimodal.trainers.scribble",
+        paper=f"{_CROSSMR_PAPER}: its baseline nnUNet-Scribble",
+        dataset="image, then one noNorm scribble channel per organ; made with `nnunet_multimodal convert scribble`",
+        differs=(
+            "stock network and loss; the scribbles are further input channels, drawn anew in every training sample and "
+            "left alone by intensity augmentation"
+        ),
+    ),
+)
+
+TRAINERS: dict[str, TrainerEntry] = {entry.name: entry for entry in _ENTRIES}
+
+
+def split_length(name: str) -> tuple[str, int | None]:
+    """``NAME_50epochs`` -> (``NAME``, 50); a name without a length -> (name, None)."""
+    match = _LENGTH.fullmatch(name)
+    if match is None:
+        return name, None
+    return match["stem"], int(match["epochs"] or match["one"])
+
+
+def parse_trainer_name(name: str) -> tuple[TrainerEntry, str | None, int | None] | None:
+    """Read ``NAME[_ablation][_Nepochs]``; ``_1epoch`` is allowed because nnU-Net has nnUNetTrainer_1epoch.
+
+    Returns:
+        (entry, ablation, epochs), or None for a name that is not ours: nnU-Net asks for any name, which is no error.
+    """
+    stem, epochs = split_length(name)
+    for entry in TRAINERS.values():
+        if stem == entry.name:
+            return entry, None, epochs
+        word = stem.removeprefix(f"{entry.name}_")
+        if word != stem and word in entry.ablations:
+            return entry, word, epochs
+    return None
+
+
+def suggest(name: str) -> str | None:
+    """The shipped name closest to a mistyped one, with the length that was asked for; None if nothing is close."""
+    stem, epochs = split_length(name)
+    by_lower_case = {known.lower(): known for entry in TRAINERS.values() for known in entry.names}
+    close = difflib.get_close_matches(stem.lower(), by_lower_case, n=1, cutoff=0.7)
+    if not close:
+        return None
+    return by_lower_case[close[0]] + (f"_{epochs}epochs" if epochs else "")
+
+
+def require_trainer(name: str) -> TrainerEntry:
+    """The entry of a trainer that the user named; UsageError with the nearest name for one that does not exist."""
+    parsed = parse_trainer_name(name)
+    if parsed is None:
+        near = suggest(name)
+        hint = f" Did you mean {near}?" if near else ""
+        raise UsageError(f"Unknown trainer '{name}'.{hint} Run: nnunet_multimodal list")
+    return parsed[0]

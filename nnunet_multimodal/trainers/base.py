@@ -1,0 +1,306 @@
+"""What all our trainers share: settings from the plans, prompts kept out of intensities, nothing lost on a fault."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import isfile, join, load_json
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch._dynamo import OptimizedModule
+from tqdm import tqdm
+
+from nnunet_multimodal.data.prompts import PromptsToImage, PromptsToSegmentation
+from nnunet_multimodal.data.sides import sided_pairs
+from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
+from nnunet_multimodal.registry import TRAINERS
+from nnunet_multimodal.trainers.checkpoints import load_fitting, readable_checkpoint, starting_weights, write_whole
+from nnunet_multimodal.trainers.settings import fill_settings
+
+STOCK_INTENSITY = (
+    GaussianNoiseTransform,
+    GaussianBlurTransform,
+    MultiplicativeBrightnessTransform,
+    ContrastTransform,
+    SimulateLowResolutionTransform,
+    GammaTransform,
+)
+SKIPPED_STEPS = 10  # AMP's scaler skips a step with infinite gradients and halves its scale: a few in a row are normal
+
+
+class TrainingStopped(MultimodalError):
+    """Training cannot go on; what was saved before is good."""
+
+
+class MultimodalTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with the plugin's contracts. A method's trainer overrides one hook per idea.
+
+    ``settings_defaults`` holds every key of the plans' section ``nnunet_multimodal`` that the trainer knows, with its
+    default; ``self.settings`` is what holds in this training.
+    """
+
+    fixed_epochs: ClassVar[int | None] = None  # set by a name such as ..._50epochs (trainers/__init__.py)
+    settings_defaults: ClassVar[dict[str, Any]] = {
+        "num_epochs": 1000,
+        "num_iterations_per_epoch": 250,
+        "num_val_iterations_per_epoch": 50,
+        "initial_lr": 1e-2,
+        "weight_decay": 3e-5,
+        "save_every": 10,  # nnU-Net's 50 epochs are hours of work lost to a reboot
+        "starting_model": None,  # checkpoint file or result folder whose fitting weights training starts from
+    }
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's signature, which it inspects
+    ) -> None:
+        self.settings = fill_settings(plans, configuration, self.settings_defaults, _all_settings())
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = self.settings["initial_lr"]
+        self.weight_decay = self.settings["weight_decay"]
+        self.num_epochs = self.fixed_epochs or self.settings["num_epochs"]
+        self.num_iterations_per_epoch = self.settings["num_iterations_per_epoch"]
+        self.num_val_iterations_per_epoch = self.settings["num_val_iterations_per_epoch"]
+        self.save_every = self.settings["save_every"]
+        self.step = 0  # training steps done in this epoch
+        self.bad_steps = 0  # steps in a row whose loss was not finite
+        self.bar: tqdm | None = None
+        self.check_dataset()
+
+    def check_dataset(self) -> None:
+        """Raises DataProblem where the data set is not what the method needs; the default needs nothing."""
+
+    @property
+    def channel_names(self) -> list[str]:
+        """The input channels' names in order."""
+        names = self.dataset_json["channel_names"]
+        return [names[key] for key in sorted(names, key=int)]
+
+    @property
+    def prompt_channels(self) -> list[int]:
+        """Channels that are no images: those nnU-Net is told not to normalise (contract 4)."""
+        return [i for i, name in enumerate(self.channel_names) if name.casefold() == "nonorm"]
+
+    # --- network -----------------------------------------------------------------------------------------------------
+
+    def bare_network(self) -> torch.nn.Module:
+        """The network without the wrappers of distributed training and torch.compile."""
+        network = self.network.module if self.is_ddp else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def on_train_start(self) -> None:
+        """Loads the starting model, if any, then nnU-Net's own start."""
+        if not self.was_initialized:
+            self.initialize()
+        if self.settings["starting_model"] is not None and self.current_epoch == 0:
+            weights = starting_weights(Path(self.settings["starting_model"]))
+            self.print_to_log_file(load_fitting(self.bare_network(), weights))
+        super().on_train_start()
+
+    # --- data --------------------------------------------------------------------------------------------------------
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        """Stock, but without mirroring where labels have sides: it teaches that both kidneys are left (contract 8)."""
+        rotation, dummy_2d, initial_patch, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        pairs = sided_pairs(list(self.dataset_json["labels"]))
+        if pairs:
+            self.print_to_log_file(f"no mirroring: labels have sides, {pairs[0][0]} and {pairs[0][1]}")
+            mirror_axes = self.inference_allowed_mirroring_axes = None
+        return rotation, dummy_2d, initial_patch, mirror_axes
+
+    def get_training_transforms(
+        self,
+        patch_size,
+        rotation_for_DA,
+        deep_supervision_scales,
+        mirror_axes,
+        do_dummy_2d_data_aug,
+        use_mask_for_norm=None,
+        is_cascaded=False,
+        foreground_labels=None,
+        regions=None,
+        ignore_label=None,
+    ) -> BasicTransform:
+        """nnU-Net's training transforms, rearranged by ``arrange`` (a static method there; called the same way)."""
+        stock = nnUNetTrainer.get_training_transforms(
+            patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, do_dummy_2d_data_aug,
+            use_mask_for_norm, is_cascaded, foreground_labels, regions, ignore_label,
+        )  # fmt: skip
+        return ComposeTransforms(self.arrange(keep_padding_unlabelled(stock.transforms, ignore_label)))
+
+    def get_validation_transforms(
+        self, deep_supervision_scales, is_cascaded=False, foreground_labels=None, regions=None, ignore_label=None
+    ) -> BasicTransform:
+        """nnU-Net's validation transforms; padding stays unlabelled."""
+        stock = nnUNetTrainer.get_validation_transforms(
+            deep_supervision_scales, is_cascaded, foreground_labels, regions, ignore_label
+        )
+        return ComposeTransforms(keep_padding_unlabelled(stock.transforms, ignore_label))
+
+    def arrange(self, stock: list[BasicTransform]) -> list[BasicTransform]:
+        """Prompts travel with the labels: same geometry, nearest values, out of reach of intensities (contract 7)."""
+        if not self.prompt_channels:
+            return self.replace_intensity(stock)
+        at = after_labels(stock)
+        return [
+            PromptsToSegmentation(self.prompt_channels),
+            *self.replace_intensity(stock[:at]),
+            PromptsToImage(len(self.prompt_channels)),
+            *stock[at:],
+        ]
+
+    def replace_intensity(self, stock: list[BasicTransform]) -> list[BasicTransform]:
+        """Where a method has its own intensity transforms; the default keeps nnU-Net's."""
+        return stock
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's folds, after a look whether splits_final.json still fits the cases (faults.md row 40)."""
+        splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold != "all" and isfile(splits_file):
+            if self.dataset_class is None:
+                from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+                self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+            present = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+            warning = check_splits(load_json(splits_file), present, splits_file)
+            if warning:
+                self.print_to_log_file(warning)
+        return super().do_split()
+
+    # --- one step and one epoch --------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Opens the epoch's progress bar (none where the output is no terminal)."""
+        super().on_train_epoch_start()
+        self.step = 0
+        self.bar = tqdm(
+            total=self.num_iterations_per_epoch,
+            desc=f"epoch {self.current_epoch + 1}/{self.num_epochs}",
+            unit="step",
+            leave=False,
+            disable=None if self.local_rank == 0 else True,
+        )
+
+    def train_step(self, batch: dict) -> dict:
+        """nnU-Net's step, then a look at the loss: training on after a NaN only destroys what was learned."""
+        result = super().train_step(batch)
+        loss = float(result["loss"])
+        self.bad_steps = 0 if np.isfinite(loss) else self.bad_steps + 1
+        if self.bad_steps > (SKIPPED_STEPS if self.grad_scaler is not None else 0):
+            self._stop_not_finite(loss, batch)
+        self.step += 1
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            self.bar.update()
+        return result
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """Closes the progress bar."""
+        if self.bar is not None:
+            self.bar.close()
+        super().on_train_epoch_end(train_outputs)
+
+    def _stop_not_finite(self, loss: float, batch: dict) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        saved = [n for n in ("checkpoint_latest.pth", "checkpoint_best.pth") if isfile(join(self.output_folder, n))]
+        rates = ", ".join(f"{group['lr']:.3g}" for group in self.optimizer.param_groups)
+        message = (
+            f"loss is {loss} at epoch {self.current_epoch} step {self.step}; cases {[str(k) for k in batch['keys']]}; "
+            f"learning rate {rates}. "
+            + (f"Last good checkpoint: {join(self.output_folder, saved[0])}. " if saved else "No checkpoint yet. ")
+            + "Look at these cases (nnunet_multimodal doctor -d DATASET) or lower initial_lr in the plans' section "
+            "nnunet_multimodal, then go on with --c."
+        )
+        self.print_to_log_file(message, also_print_to_console=False)
+        raise TrainingStopped(message)
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """nnU-Net's pseudo Dice; an epoch in which no class was seen leaves the moving average as it was.
+
+        Its mean is NaN there, and NaN times 0.9 plus anything stays NaN for ever: no best checkpoint any more.
+        """
+        with np.errstate(invalid="ignore"):  # 0/0 of an absent class is expected
+            super().on_validation_epoch_end(val_outputs)
+        averages = self.logger.get_value("ema_fg_dice", step=None)
+        if np.isnan(averages[-1]):
+            before = averages[-2] if len(averages) > 1 else 0.0
+            averages[-1] = before
+            self.logger.get_value("mean_fg_dice", step=None)[-1] = before
+            self.print_to_log_file("no class was seen in this epoch's validation patches; moving average unchanged")
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint, written whole."""
+        write_whole(Path(filename), super().save_checkpoint)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """nnU-Net's loading; where the file is incomplete, the next best one with a message (faults.md row 35)."""
+        if not isinstance(filename_or_checkpoint, str):
+            raise UsageError("load_checkpoint takes a file name: nnU-Net 2.8 cannot load from a dict either.")
+        path, message = readable_checkpoint(Path(filename_or_checkpoint))
+        if message:
+            self.print_to_log_file(message)
+        super().load_checkpoint(str(path))
+
+
+def after_labels(transforms: list[BasicTransform]) -> int:
+    """Where nnU-Net is done with geometry and padding: behind RemoveLabel, before regions and deep supervision."""
+    return 1 + next(i for i, t in enumerate(transforms) if isinstance(t, RemoveLabelTansform))
+
+
+def keep_padding_unlabelled(transforms: list[BasicTransform], ignore_label: int | None) -> list[BasicTransform]:
+    """Padding (-1) becomes the ignore label where there is one: it was never drawn as background (contract 5)."""
+    if ignore_label is None:
+        return list(transforms)
+    return [RemoveLabelTansform(-1, ignore_label) if isinstance(t, RemoveLabelTansform) else t for t in transforms]
+
+
+def is_intensity(transform: BasicTransform) -> bool:
+    """Whether it is one of nnU-Net's intensity transforms."""
+    return isinstance(transform, RandomTransform) and isinstance(transform.transform, STOCK_INTENSITY)
+
+
+def check_splits(splits: list[dict[str, list[str]]], present: set[str], where: str) -> str | None:
+    """A message about cases in no split; DataProblem for splits that name cases which do not exist."""
+    named = {case for split in splits for part in ("train", "val") for case in split[part]}
+    missing, new = sorted(named - present), sorted(present - named)
+    if missing:
+        raise DataProblem(
+            f"{where} names {len(missing)} cases that are not preprocessed: {', '.join(missing[:10])}. Run "
+            "nnUNetv2_preprocess, or delete the file: nnU-Net then makes new splits."
+        )
+    if new:
+        return (
+            f"WARNING: {len(new)} cases are in no split and will not be used: {', '.join(new[:10])}. Add them to "
+            f"{where}, or delete the file: nnU-Net then makes new splits."
+        )
+    return None
+
+
+def _all_settings() -> set[str]:
+    """Every setting of every trainer: plans are shared between trainers, so another one's key is no mistake."""
+    keys: set[str] = set()
+    for entry in TRAINERS.values():
+        keys |= set(getattr(importlib.import_module(entry.module), entry.name).settings_defaults)
+    return keys
