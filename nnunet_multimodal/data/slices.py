@@ -36,6 +36,7 @@ def match_slices(
     reference_affine: np.ndarray,
     reference_shape_zyx: tuple[int, ...],
     slice_axis: int = 0,
+    method: Literal["auto", "position", "order"] = "auto",
 ) -> SliceMatch:
     """Match every target slice with the nearest reference slice.
 
@@ -49,6 +50,7 @@ def match_slices(
         reference_affine: [4, 4], voxel index (x, y, z) to mm.
         reference_shape_zyx: (Z, Y, X) of the reference.
         slice_axis: the axis along which slices are stacked in both volumes, as an index into (z, y, x).
+        method: ``position`` or ``order`` where the caller knows better; ``auto`` decides as above.
 
     Example:
         Reference slices 8 mm apart from z = 0; target slices 4 mm apart from z = -8:
@@ -60,7 +62,10 @@ def match_slices(
         ('position', [-1, 0, 0, 0, 1, 2, 2])
     """
     n_target, n_reference = target_shape_zyx[slice_axis], reference_shape_zyx[slice_axis]
-    if _frames_agree(target_affine, target_shape_zyx, reference_affine, reference_shape_zyx, slice_axis):
+    if method == "auto":
+        agree = _frames_agree(target_affine, target_shape_zyx, reference_affine, reference_shape_zyx, slice_axis)
+        method = "position" if agree else "order"
+    if method == "position":
         position = _positions(target_affine, target_shape_zyx, reference_affine, slice_axis)
         nearest = np.clip(np.rint(position), 0, n_reference - 1)
         outside = np.abs(position - nearest) > 0.5 + 1e-6  # the nearest of all is still more than half a slice away

@@ -33,14 +33,14 @@ class Noise(ImageOnlyTransform):
         }
 
     def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
-        # float32 from SFC64: a fourth of the time of numpy's global generator, which only knows float64
-        rng = np.random.Generator(np.random.SFC64(params["seed"]))
-        sigma = params["strength"] * img.std(dim=tuple(range(1, img.ndim)), keepdim=True, unbiased=False)
-
-        def noise() -> torch.Tensor:
-            return torch.from_numpy(rng.standard_normal(img.shape, dtype=np.float32)).mul_(sigma)
-
+        # a generator of our own: torch's global one runs the same in every worker of nnU-Net, and numpy takes thrice
+        generator = torch.Generator().manual_seed(params["seed"])
+        axes = tuple(range(1, img.ndim))
+        sigma = params["strength"] * img.std(dim=axes, keepdim=True, unbiased=False)
+        noise = torch.randn(img.shape, generator=generator).mul_(sigma)
         if not params["rician"]:
-            return noise().add_(img)
-        floor = img.amin(dim=tuple(range(1, img.ndim)), keepdim=True)
-        return torch.hypot(noise().add_(img).sub_(floor), noise()).add_(floor)
+            return noise.add_(img)
+        floor = img.amin(dim=axes, keepdim=True)
+        real = noise.add_(img).sub_(floor)
+        imaginary = torch.randn(img.shape, generator=generator).mul_(sigma)
+        return real.square_().add_(imaginary.square_()).sqrt_().add_(floor)
