@@ -161,9 +161,9 @@ def declared_labels(labels: Mapping[str, int]) -> dict[str, int]:
     if "ignore" in found and found["ignore"] != ids[-1]:
         raise DataProblem(f"ignore must be {ids[-1] + 1} (max label {ids[-1]} + 1); found {found['ignore']}.")
     if ids != [*range(len(ids))]:
-        wanted = ", ".join(f"{old} to {new}" for new, old in enumerate(ids) if new != old)
+        wanted = first_names([f"{old} to {new}" for new, old in enumerate(ids) if new != old])
         raise DataProblem(
-            f"Label ids have gaps: found {', '.join(map(str, ids))}, nnU-Net needs 0..{len(ids) - 1}. "
+            f"Label ids have gaps: found {first_names([*map(str, ids)])}, nnU-Net needs 0..{len(ids) - 1}. "
             f"Map {wanted} in the label files, and name them so."
         )
     return dict(sorted(found.items(), key=lambda pair: pair[1]))
@@ -202,11 +202,9 @@ def new_dataset(raw: Path, dataset_id: int, name: str, overwrite: bool = False) 
     Raises:
         UsageError: the id or name is none that nnU-Net takes, or the id is in use and ``overwrite`` is not set.
     """
-    final = raw / dataset_folder_name(dataset_id, name)
     remove_stale(raw, dataset_id)
+    final = require_free(raw, dataset_id, name, overwrite)
     old = existing_datasets(raw, dataset_id)
-    if old and not overwrite:
-        raise UsageError(f"Data set {dataset_id} exists: {', '.join(map(str, old))}. Take another id or --overwrite.")
     partial = raw / f".{final.name}.partial-{os.getpid()}"
     try:
         (partial / "imagesTr").mkdir(parents=True)
@@ -215,6 +213,15 @@ def new_dataset(raw: Path, dataset_id: int, name: str, overwrite: bool = False) 
         _swap(partial, final, old)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_free(raw: Path, dataset_id: int, name: str, overwrite: bool = False) -> Path:
+    """The folder that the data set will be; asked before hours of checking, and again when it is made."""
+    final = raw / dataset_folder_name(dataset_id, name)
+    old = existing_datasets(raw, dataset_id)
+    if old and not overwrite:
+        raise UsageError(f"Data set {dataset_id} exists: {', '.join(map(str, old))}. Take another id or --overwrite.")
+    return final
 
 
 def dataset_folder_name(dataset_id: int, name: str) -> str:

@@ -1,0 +1,234 @@
+"""Labelled images of one contrast become the raw data set of a trainer.
+
+crossmr   target, reference, and a scribble per organ. Target and reference are the same file: the trainer makes two
+          appearances of it on the fly. The stored scribbles serve nnU-Net's own validation.
+scribble  the image and a scribble per organ.
+plain     the image alone, for the baselines.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_multimodal import __version__
+from nnunet_multimodal.conversion import dataset
+from nnunet_multimodal.conversion.dataset import FILE_ENDING, CaseFiles, Repairs
+from nnunet_multimodal.conversion.images import (
+    Volume,
+    check_label_values,
+    check_not_constant,
+    compare_geometry,
+    read_labels,
+    read_volume,
+    write_like,
+)
+from nnunet_multimodal.data.scribbles import scribble_scale, simulate_label_scribbles
+from nnunet_multimodal.environment import require_nnunet_path
+from nnunet_multimodal.errors import UsageError
+
+SCRIBBLE_CHANNEL = "noNorm"  # the name is the normalisation: a scribble must stay 0 and 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the channels of a data set are."""
+
+    name: str
+    images: tuple[str, ...]  # names of the channels that hold the image
+    scribbles: bool  # whether one scribble channel per organ follows
+
+
+def convert_crossmr(
+    reference_images: Path,
+    labels: Path,
+    dataset_id: int,
+    name: str,
+    label_names: Mapping[str, int] | None = None,
+    seed: int = 0,
+    every: int = 1,
+    repairs: Repairs = Repairs(),  # noqa: B008 (frozen)
+    overwrite: bool = False,
+) -> Path:
+    """Make a CrossMR data set: 2 + K channels for K organs.
+
+    Args:
+        reference_images: folder of images of the reference contrast.
+        labels: folder of their label maps, of the same names.
+        dataset_id: XXX of DatasetXXX_Name.
+        name: Name of DatasetXXX_Name.
+        label_names: organ to id, 1..K; None takes the ids found in the labels and calls them class_1...
+        seed: of the stored scribbles; a case gets the same scribble whatever other cases there are.
+        every: scribble on every n-th slice of an organ.
+        repairs: what may be put right in the input.
+        overwrite: replace a data set of this id once the new one is complete.
+
+    Returns:
+        The folder of the data set.
+
+    Raises:
+        UsageError, EnvironmentProblem, DataProblem: nothing was written.
+    """
+    layout = Layout("crossmr", ("target", "reference"), scribbles=True)
+    return _convert(layout, reference_images, labels, dataset_id, name, label_names, seed, every, repairs, overwrite)
+
+
+def convert_scribble(
+    images: Path,
+    labels: Path,
+    dataset_id: int,
+    name: str,
+    label_names: Mapping[str, int] | None = None,
+    seed: int = 0,
+    every: int = 1,
+    repairs: Repairs = Repairs(),  # noqa: B008
+    overwrite: bool = False,
+    channel_name: str = "MR",
+) -> Path:
+    """Make a data set of the image and a scribble per organ: 1 + K channels; arguments as in convert_crossmr."""
+    layout = Layout("scribble", (channel_name,), scribbles=True)
+    return _convert(layout, images, labels, dataset_id, name, label_names, seed, every, repairs, overwrite)
+
+
+def convert_plain(
+    images: Path,
+    labels: Path,
+    dataset_id: int,
+    name: str,
+    label_names: Mapping[str, int] | None = None,
+    repairs: Repairs = Repairs(),  # noqa: B008
+    overwrite: bool = False,
+    channel_name: str = "MR",
+) -> Path:
+    """Make a data set of the image alone; arguments as in convert_crossmr."""
+    layout = Layout("plain", (channel_name,), scribbles=False)
+    return _convert(layout, images, labels, dataset_id, name, label_names, 0, 1, repairs, overwrite)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A case that can be converted."""
+
+    files: CaseFiles
+    ids: frozenset[int]  # labels in it, background too
+    needs_writing: bool  # something was repaired, or has to be compressed
+
+
+def _convert(
+    layout: Layout,
+    images: Path,
+    labels: Path,
+    dataset_id: int,
+    name: str,
+    label_names: Mapping[str, int] | None,
+    seed: int,
+    every: int,
+    repairs: Repairs,
+    overwrite: bool,
+) -> Path:
+    if every < 1:
+        raise UsageError(f"--every counts slices and must be at least 1, found {every}.")
+    raw = require_nnunet_path("nnUNet_raw")
+    final = dataset.require_free(raw, dataset_id, name, overwrite)
+    declared = None if label_names is None else dataset.declared_labels(label_names)
+    allowed = None if declared is None else frozenset(declared.values())
+    cases = dataset.find_cases(images, labels)
+    check = functools.partial(_check_case, allowed=allowed, repairs=repairs)
+    checked = dataset.check_all(cases, check, "cases")
+    found = frozenset().union(*(case.ids for case in checked))
+    if declared is None:
+        declared = dataset.declared_labels({f"class_{value}": value for value in sorted(found - {0})})
+    organs = dataset.organs_of(declared)
+    _note_what_is_absent(organs, checked)
+
+    channels = [*layout.images, *([SCRIBBLE_CHANNEL] * len(organs) if layout.scribbles else [])]
+    source = {
+        "images": str(images.resolve()),
+        "labels": str(labels.resolve()),
+        **({"seed": seed, "every": every} if layout.scribbles else {}),
+        **dataset.describe_repairs(repairs),
+        "nnunet_multimodal": __version__,
+    }
+    with dataset.new_dataset(raw, dataset_id, name, overwrite) as folder:
+        for case in tqdm(checked, desc=f"writing {final.name}", unit="case", disable=None):
+            _write_case(folder, case, layout, [*organs.values()], seed, every, repairs)
+        dataset.write_dataset_json(folder, layout.name, channels, declared, len(checked), source)
+    return final
+
+
+def _check_case(files: CaseFiles, allowed: frozenset[int] | None, repairs: Repairs) -> _Checked:
+    image, label = _read_case(files, repairs)
+    check_not_constant(image)
+    ids = np.unique(label.data)
+    if allowed is None:
+        allowed = _plausible(ids)
+    check_label_values(label, set(allowed))
+    compressed = all(path.name.endswith(FILE_ENDING) for path in (files.image, files.label))
+    needs_writing = bool(image.changes or label.changes or not compressed)
+    return _Checked(files, frozenset(int(value) for value in ids), needs_writing)
+
+
+def _plausible(ids: np.ndarray) -> frozenset[int]:
+    """What may be a label where none is declared: whole numbers from 0 on, but not the 255 of a 0/255 mask."""
+    whole = {int(value) for value in ids if value >= 0 and value == np.rint(value)} | {0}
+    return frozenset(whole - {255} if whole == {0, 255} else whole)
+
+
+def _read_case(files: CaseFiles, repairs: Repairs) -> tuple[Volume, Volume]:
+    """Image and label on one grid, with the repairs that were allowed."""
+    image = read_volume(files.image, repairs.nan_to, repairs.reorthonormalize)
+    label = read_labels(files.label, repairs.reorthonormalize)
+    label = compare_geometry(image, label, "label", repairs.allow_affine_mismatch, repairs.fix_header)
+    return image, label
+
+
+def _write_case(
+    folder: Path, checked: _Checked, layout: Layout, organs: Sequence[int], seed: int, every: int, repairs: Repairs
+) -> None:
+    """The image for each image channel, the label, and a scribble channel per organ."""
+    files = checked.files
+    image, label = None, None
+    if checked.needs_writing or layout.scribbles:
+        image, label = _read_case(files, repairs)
+
+    def channel(index: int) -> Path:
+        return folder / "imagesTr" / f"{files.case}_{index:04d}{FILE_ENDING}"
+
+    dataset.place_file(files.image, channel(0), image)
+    for index in range(1, len(layout.images)):
+        if channel(0).is_symlink():
+            dataset.place_file(files.image, channel(index), None)
+        else:  # written once, because it was repaired; the name alone still leads there after the folder is renamed
+            dataset.link_or_copy(Path(channel(0).name), channel(index))
+    dataset.place_file(files.label, folder / "labelsTr" / f"{files.case}{FILE_ENDING}", label)
+    if layout.scribbles and image is not None and label is not None:
+        scribbles = _simulate(label, organs, seed, files.case, every)
+        for index, organ in enumerate(organs, start=len(layout.images)):
+            write_like(channel(index), scribbles == organ, image)
+
+
+def _simulate(label: Volume, organs: Sequence[int], seed: int, case: str, every: int) -> np.ndarray:
+    """Scribbles [Z, Y, X], drawn in the plane that a reader looks at: across the axis of the largest spacing."""
+    axis = int(np.argmax(np.round(label.spacing, 3)))  # the first, z, if they are equal
+    in_plane = tuple(size for other, size in enumerate(label.data.shape) if other != axis)
+    rng = np.random.default_rng([seed, zlib.crc32(case.encode())])
+    return simulate_label_scribbles(label.data, organs, rng, scribble_scale(in_plane), every, axis)
+
+
+def _note_what_is_absent(organs: Mapping[str, int], checked: Sequence[_Checked]) -> None:
+    """Legal but rarely meant: an organ that no case has, a case that has no organ."""
+    for name, value in organs.items():
+        if not any(value in case.ids for case in checked):
+            log.warning("note: no case has %s (%d).", name, value)
+    empty = [case.files.case for case in checked if not case.ids & set(organs.values())]
+    if empty:
+        log.warning("note: %d cases have no labelled voxel: %s", len(empty), dataset.first_names(empty))

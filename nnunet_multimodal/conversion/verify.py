@@ -1,0 +1,276 @@
+"""What in a raw data set would stop or mislead nnU-Net, in words.
+
+Faults of the data never raise here: each becomes a message, so that one run finds them all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_multimodal.conversion.crossmr import SCRIBBLE_CHANNEL
+from nnunet_multimodal.conversion.dataset import first_names
+from nnunet_multimodal.conversion.images import (
+    SUFFIXES,
+    Volume,
+    check_label_values,
+    check_not_constant,
+    compare_geometry,
+    read_labels,
+    read_volume,
+)
+from nnunet_multimodal.errors import DataProblem
+
+REQUIRED = ("channel_names", "labels", "numTraining", "file_ending")
+CT_NAMES = {"ct"}  # nnU-Net compares without case
+
+
+@dataclass
+class _Files:
+    """The files of one case by channel, and its label."""
+
+    channels: dict[int, Path] = field(default_factory=dict)
+    label: Path | None = None
+
+
+def verify_raw_dataset(folder: Path) -> list[str]:
+    """The problems of an nnU-Net raw data set; an empty list if there are none.
+
+    Args:
+        folder: the folder with dataset.json, imagesTr and labelsTr.
+    """
+    content, problems = _load_json(folder)
+    if content is None:
+        return problems
+    problems += _check_keys(content)
+    if any(key not in content for key in REQUIRED):
+        return problems
+    ids, label_problems = _label_ids(content["labels"])
+    problems += label_problems + _check_channel_names(content)
+    ending = content["file_ending"]
+    if ending not in SUFFIXES:
+        return [*problems, f"file_ending is {ending!r}; only .nii.gz and .nii can be checked, and read by our trainers."]
+    cases, file_problems = _collect(folder, content, ending)
+    problems += file_problems
+    whole, more = _check_completeness(folder, cases, len(content["channel_names"]), content["numTraining"])
+    problems += more
+    scribbles = {int(index) for index, name in content["channel_names"].items() if name == SCRIBBLE_CHANNEL}
+    for files in tqdm(whole, desc=f"checking {folder.name}", unit="case", disable=None):
+        problems += _check_case(files, ids, scribbles)
+    return problems
+
+
+# --- dataset.json ----------------------------------------------------------------------------------------------------
+
+
+def _load_json(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    path = folder / "dataset.json"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return None, [f"{path} is missing. nnU-Net needs it; `nnunet_multimodal convert` writes it."]
+    except (OSError, UnicodeDecodeError) as error:
+        return None, [f"Cannot read {path}: {error}"]
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        before = text[: error.pos].rstrip()
+        hint = " There is a comma too many before it." if before.endswith(",") else ""
+        return None, [f"{path} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}.{hint}"]
+    if not isinstance(content, dict):
+        return None, [f"{path} holds a {type(content).__name__}, expected an object with {', '.join(REQUIRED)}."]
+    return content, []
+
+
+def _check_keys(content: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if "modality" in content:
+        problems.append(
+            'dataset.json has the key "modality" of nnU-Net v1, and nnU-Net counts its entries as channels. '
+            'Rename it to "channel_names", or delete it if that is there.'
+        )
+    missing = [key for key in REQUIRED if key not in content]
+    if missing:
+        problems.append(f"dataset.json lacks {', '.join(missing)}; expected {', '.join(REQUIRED)}.")
+    for key, kind in (("channel_names", dict), ("labels", dict), ("numTraining", int), ("file_ending", str)):
+        if key in content and not isinstance(content[key], kind):
+            problems.append(f"dataset.json: {key} is a {type(content[key]).__name__}, expected {kind.__name__}.")
+    return problems
+
+
+def _label_ids(labels: Any) -> tuple[set[int] | None, list[str]]:
+    """The ids that may occur in label files (None if they cannot be known), and what is wrong with them."""
+    if not isinstance(labels, dict):
+        return None, []  # said by _check_keys
+    if labels and all(str(name).isdecimal() and isinstance(value, str) for name, value in labels.items()):
+        return None, ['labels are inverted as in nnU-Net v1 ({"1": "liver"}); write {"liver": 1}.']
+    ids: set[int] = set()
+    for name, value in labels.items():
+        members = value if isinstance(value, list) else [value]  # a region is a list of ids
+        if not all(type(member) is int for member in members):
+            return None, [f"label {name!r} is {value!r}, expected a whole number, or a list of them for a region."]
+        ids.update(members)
+    problems = []
+    if labels.get("background") != 0:
+        problems.append(f"background must be 0, found {labels.get('background', 'no label of that name')}.")
+    problems += _check_ignore(labels, ids)
+    if ids != set(range(len(ids))):
+        problems.append(
+            f"Label ids have gaps: found {first_names([*map(str, sorted(ids))])}, nnU-Net needs 0..{len(ids) - 1}."
+        )
+    return ids, problems
+
+
+def _check_ignore(labels: Mapping[str, Any], ids: set[int]) -> list[str]:
+    """Row 25: nnU-Net knows the ignore label by its name alone, and wants it to be the highest."""
+    alike = [name for name in labels if "ignore" in name.lower() and name != "ignore"]
+    problems = [f"label {name!r} is not taken for the ignore label; it must be named 'ignore'." for name in alike]
+    if "ignore" in labels:
+        others = ids - {labels["ignore"]} if isinstance(labels["ignore"], int) else ids
+        highest = max(others, default=0)
+        if labels["ignore"] != highest + 1:
+            problems.append(
+                f"ignore must be {highest + 1} (max label {highest} + 1); found {labels['ignore']}."
+            )
+    return problems
+
+
+def _check_channel_names(content: Mapping[str, Any]) -> list[str]:
+    names = content["channel_names"]
+    if not isinstance(names, dict):
+        return []
+    problems = []
+    if [*names] != [str(index) for index in range(len(names))]:
+        problems.append(f"channel_names are numbered {', '.join(names)}; expected 0..{len(names) - 1} in order.")
+    own = content.get("nnunet_multimodal")
+    own = own if isinstance(own, dict) else {}
+    modalities = {*own.get("modalities", []), *own.get("case_modality", {}).values()}
+    mixed = "MR" in modalities or own.get("layout") == "crossmr"
+    if mixed and any(str(name).lower() in CT_NAMES for name in names.values()):
+        problems.append("channel name 'CT' turns on CT clipping for MR; use 'either_CT_or_MR'.")
+    return problems
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _collect(folder: Path, content: Mapping[str, Any], ending: str) -> tuple[dict[str, _Files], list[str]]:
+    """The files of every case, from the folders or from the list in dataset.json."""
+    if isinstance(content.get("dataset"), dict):
+        return {
+            case: _Files(
+                {index: folder / name for index, name in enumerate(entry["images"])}, folder / entry["label"]
+            )
+            for case, entry in content["dataset"].items()
+        }, []
+    problems = [f"{folder / name} is missing." for name in ("imagesTr", "labelsTr") if not (folder / name).is_dir()]
+    if problems:
+        return {}, problems
+    cases: dict[str, _Files] = {}
+    for name in _files(folder / "imagesTr", ending):
+        stem = name.removesuffix(ending)
+        match = re.fullmatch(r"(.+)_(\d{4})", stem)
+        if match is None:
+            problems.append(f"{name} has no channel suffix; rename to {stem}_0000{ending}.")
+        else:
+            cases.setdefault(match[1], _Files()).channels[int(match[2])] = folder / "imagesTr" / name
+    for name in _files(folder / "labelsTr", ending):
+        cases.setdefault(name.removesuffix(ending), _Files()).label = folder / "labelsTr" / name
+    foreign = [
+        path.name for part in ("imagesTr", "labelsTr") for path in sorted((folder / part).iterdir())
+        if path.name.endswith(SUFFIXES) and not path.name.endswith(ending) and not path.name.startswith(".")
+    ]
+    if foreign:
+        problems.append(f"file_ending is {ending}, so nnU-Net does not see {first_names(foreign)}.")
+    return cases, problems
+
+
+def _files(folder: Path, ending: str) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name.endswith(ending) and not name.startswith("."))
+
+
+def _check_completeness(
+    folder: Path, cases: Mapping[str, _Files], channels: int, expected_cases: int
+) -> tuple[list[_Files], list[str]]:
+    """The cases that have all their files, and what the others lack (rows 7 and 9)."""
+    problems, whole = [], []
+    for case, files in sorted(cases.items()):
+        if files.channels and sorted(files.channels) != [*range(channels)]:
+            problems.append(
+                f"case {case}: expected channels {_channels(range(channels))}; "
+                f"found {_channels(files.channels)} in imagesTr."
+            )
+        elif files.channels and files.label is not None:
+            whole.append(files)
+    unlabelled = [case for case, files in sorted(cases.items()) if files.label is None]
+    orphans = [case for case, files in sorted(cases.items()) if not files.channels]
+    if unlabelled:
+        problems.append(f"{len(unlabelled)} cases in imagesTr without a label in labelsTr: {first_names(unlabelled)}")
+    if orphans:
+        problems.append(f"{len(orphans)} labels in labelsTr without an image in imagesTr: {first_names(orphans)}")
+    images = len(cases) - len(orphans)
+    if images != expected_cases:
+        problems.append(f"dataset.json says numTraining {expected_cases}, found {images} cases in {folder}.")
+    return whole, problems
+
+
+def _channels(indices: Any) -> str:
+    return ",".join(f"{index:04d}" for index in sorted(indices))
+
+
+# --- voxels ----------------------------------------------------------------------------------------------------------
+
+
+def _check_case(files: _Files, ids: set[int] | None, scribbles: set[int]) -> list[str]:
+    """Every file of a case by itself, and all of them against the first channel (rows 11 to 19, 23, 24, 27, 28)."""
+    problems: list[str] = []
+    first: Volume | None = None
+    seen: set[Path] = set()
+    for index, path in sorted(files.channels.items()):
+        if path.exists() and path.resolve() in seen:
+            continue  # target and reference of a CrossMR data set are one file
+        seen.add(path.resolve())
+        try:
+            volume = read_volume(path)
+            if index in scribbles:
+                _check_scribble_channel(volume)
+            else:
+                check_not_constant(volume)
+            if first is not None:
+                compare_geometry(first, volume, "scribble" if index in scribbles else "channel")
+        except DataProblem as problem:
+            problems.append(_without_options(problem))
+            continue
+        first = first or volume
+    if files.label is None:
+        return problems
+    try:
+        label = read_labels(files.label)
+        if ids is not None:
+            check_label_values(label, ids)
+        if first is not None:
+            compare_geometry(first, label, "label")
+    except DataProblem as problem:
+        problems.append(_without_options(problem))
+    return problems
+
+
+def _check_scribble_channel(volume: Volume) -> None:
+    values = np.unique(volume.data)
+    if not np.isin(values, (0, 1)).all():
+        found = ", ".join(f"{value:.7g}" for value in values[:5])
+        raise DataProblem(f"scribble channel {volume.path} holds {found}, expected 0 and 1.")
+
+
+def _without_options(problem: DataProblem) -> str:
+    """Options such as --nan-to belong to ``convert``, which makes the data set; here they have to be named in full."""
+    message = str(problem)
+    return f"{message} (options of `nnunet_multimodal convert`)" if " --" in message else message
