@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("-m", "--model-folder", type=Path, metavar="DIR", help="result folder, instead of -d and -c")
     model.add_argument("-device", "--device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one")
     how = parser.add_argument_group("slices (2d)")
-    how.add_argument("--reach", type=float, default=0.0, metavar="MM", help="look so far beyond the outer scribbles; inf")
+    how.add_argument("--reach", type=float, default=0.0, metavar="MM", help="look so far beyond the outer scribbles")
     how.add_argument("--matching", choices=("auto", "position", "order"), default="auto", help="default: %(default)s")
     more = parser.add_argument_group("output and checks")
     more.add_argument("--no-overlays", action="store_true", help="write no pictures")

@@ -57,7 +57,7 @@ def verify_raw_dataset(folder: Path) -> list[str]:
     problems += label_problems + _check_channel_names(content)
     ending = content["file_ending"]
     if ending not in SUFFIXES:
-        return [*problems, f"file_ending is {ending!r}; only .nii.gz and .nii can be checked, and read by our trainers."]
+        return [*problems, f"file_ending is {ending!r}, expected .nii.gz or .nii; the images were not checked."]
     cases, file_problems = _collect(folder, content, ending)
     problems += file_problems
     whole, more = _check_completeness(folder, cases, len(content["channel_names"]), content["numTraining"])

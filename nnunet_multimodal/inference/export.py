@@ -17,7 +17,7 @@ def write_segmentation(path: Path, segmentation: np.ndarray, image: Path) -> Non
         segmentation: [Z, Y, X] in closest canonical (RAS) order, as nnU-Net's reorienting reader gives images.
         image: the file whose affine, header geometry and storage order the result gets.
     """
-    original = nib.load(image)
+    original = nib.Nifti1Image.from_filename(image)
     canonical = nib.as_closest_canonical(original)
     turn = nib.orientations.ornt_transform(
         nib.io_orientation(canonical.affine), nib.io_orientation(original.affine)

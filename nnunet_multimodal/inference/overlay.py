@@ -10,8 +10,8 @@ import numpy as np
 from nnunet_multimodal.conversion.images import Volume
 
 matplotlib.use("Agg")
-from matplotlib import colormaps  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 COLUMNS = 4
 
@@ -68,13 +68,13 @@ def spread(filled: np.ndarray, length: int) -> list[int]:
     return sorted({int(places[round(i)]) for i in np.linspace(0, len(places) - 1, COLUMNS + 2)[1:-1]})
 
 
-def colour(label: int) -> tuple[float, ...]:
+def colour(label: int) -> tuple[float, float, float, float]:
     """The same colour for the same label in every picture."""
     return colormaps["tab10"]((label - 1) % 10)
 
 
 def _filled(labels: np.ndarray, axis: int) -> np.ndarray:
-    return (labels > 0).any(axis=tuple(a for a in range(3) if a != axis))
+    return np.asarray((labels > 0).any(axis=tuple(a for a in range(3) if a != axis)))
 
 
 def _draw(axes, volume: Volume, labels: np.ndarray, place: int, axis: int, organs: dict[str, int], filled: bool):

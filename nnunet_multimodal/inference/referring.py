@@ -80,6 +80,7 @@ class PromptedNetwork(nn.Module):
 
     def forward(self, target: Tensor) -> Tensor:
         """target [B, 1, ...] -> logits [B, 1 + K, ...]."""
+        assert self.prompt is not None
         return self.network.segment(target, self.prompt)
 
 
@@ -140,7 +141,8 @@ class ReferringPredictor:
         for weights in self.predictor.list_of_parameters:
             self._load(weights)
             with torch.inference_mode():
-                prompts.append(self._encode_slices(reference) if self.dimensions == 2 else self._encode_volume(reference))
+                encode = self._encode_slices if self.dimensions == 2 else self._encode_volume
+                prompts.append(encode(reference))
         return prompts
 
     def answer(
@@ -196,11 +198,12 @@ class ReferringPredictor:
     def _encode_volume(self, reference: Reference) -> dict[int, Prompt]:
         image, scribbles = reference.prepared.image, reference.scribbles
         windows = covering_windows(scribbles.any(0), self.configuration.patch_size, MAX_WINDOWS)
-        return {0: join_prompts([self._prompt(image[:, *w], scribbles[:, *w]) for w in windows])}
+        cuts = [(slice(None), *window) for window in windows]
+        return {0: join_prompts([self._prompt(image[cut], scribbles[cut]) for cut in cuts])}
 
     def _prompt(self, image: Tensor, scribbles: Tensor) -> Prompt:
         """Encodes one slice or window [1, ...], padded as nnU-Net's predictor pads a target."""
-        divisor = np.prod(np.array(self.network.encoder.strides), axis=0)
+        divisor = np.prod(np.array(self.network.strides), axis=0)
         together = torch.cat((image, scribbles.float()))
         padded = pad_nd_image(together, self.configuration.patch_size, "constant", {"value": 0}, False, [1, *divisor])
         padded = padded[None].to(self.predictor.device)
@@ -295,7 +298,7 @@ def covering_windows(drawn: Tensor, size: list[int], most: int) -> list[tuple[sl
     left = drawn.nonzero().float()
     shape = torch.tensor(drawn.shape)
     patch = torch.minimum(torch.tensor(size), shape)
-    windows = []
+    windows: list[tuple[slice, ...]] = []
     while len(left) and len(windows) < most:
         near = left[((left - left[0]).abs() < patch / 2).all(1)]
         begin = ((near.amin(0) + near.amax(0)) / 2 - patch / 2).round().long()

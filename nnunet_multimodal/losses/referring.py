@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,8 +58,8 @@ class ReferringLoss(nn.Module):
             targets: [B, K, ...], 0 or 1.
         """
         targets = targets.float()
-        pool = F.adaptive_avg_pool2d if targets.ndim == 4 else F.adaptive_avg_pool3d
-        coarse = pool(targets, masks[0].shape[3:])
+        pool: Any = F.adaptive_avg_pool2d if targets.ndim == 4 else F.adaptive_avg_pool3d
+        coarse = pool(targets, tuple(masks[0].shape[3:]))
         loss = self._mask_loss(answer, targets, present)
         for layer in masks:
             loss = loss + self._mask_loss(self._matched(layer, coarse, present), coarse, present) / len(masks)

@@ -10,7 +10,7 @@ sample's prompt.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class CrossMRNetwork(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         channels: list[int],
         organs: int,
         queries: int = 11,
@@ -105,8 +105,9 @@ class CrossMRNetwork(nn.Module):
         cross_sample: float = 0.0,
     ) -> None:
         super().__init__()
-        self.encoder = network.encoder
-        self.decoder = network.decoder
+        self.encoder: Any = network.encoder
+        self.decoder: Any = network.decoder
+        self.strides: list[list[int]] = [list(stride) for stride in network.encoder.strides]
         # The stock heads would be parameters without a gradient, on which distributed training stops.
         self.decoder.seg_layers = nn.ModuleList()
         self.organs = organs
@@ -252,8 +253,8 @@ def attended_area(masks: Tensor, size: torch.Size) -> Tensor:
     """
     shape = masks.shape[:3]
     with torch.no_grad():
-        inside = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
-        area = inside(masks.flatten(0, 2).unsqueeze(1), tuple(size)).flatten(1) >= 0
+        pool: Any = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
+        area = pool(masks.flatten(0, 2).unsqueeze(1), tuple(size)).flatten(1) >= 0
         area = area | ~area.any(-1, keepdim=True)
     return area.view(*shape, -1)
 

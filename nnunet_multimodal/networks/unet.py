@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, cat, nn
 
 
-def decoder_features(encoder: nn.Module, decoder: nn.Module, image: Tensor, finest_stage: int = 0) -> list[Tensor]:
+def decoder_features(encoder: Any, decoder: Any, image: Tensor, finest_stage: int = 0) -> list[Tensor]:
     """Features of nnU-Net's encoder-decoder, one map a stage, down to a chosen resolution.
 
     Runs the loop of ``UNetDecoder.forward`` without its segmentation layers, and stops early: what only needs the
@@ -42,10 +44,10 @@ class PromptedUNet(nn.Module):
         prompt_channels: how many of the last input channels are prompts.
     """
 
-    def __init__(self, network: nn.Module, prompt_channels: int) -> None:
+    def __init__(self, network: Any, prompt_channels: int) -> None:
         super().__init__()
-        self.encoder = network.encoder
-        self.decoder = network.decoder
+        self.encoder: Any = network.encoder
+        self.decoder: Any = network.decoder
         self.prompt_channels = prompt_channels
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

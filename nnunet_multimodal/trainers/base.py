@@ -19,6 +19,7 @@ from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResol
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 from tqdm import tqdm
@@ -176,11 +177,8 @@ class MultimodalTrainer(nnUNetTrainer):
         """nnU-Net's folds, after a look whether splits_final.json still fits the cases (faults.md row 40)."""
         splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
         if self.fold != "all" and isfile(splits_file):
-            if self.dataset_class is None:
-                from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-
-                self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-            present = set(self.dataset_class.get_identifiers(self.preprocessed_dataset_folder))
+            dataset = infer_dataset_class(self.preprocessed_dataset_folder)
+            present = set(dataset.get_identifiers(self.preprocessed_dataset_folder))
             warning = check_splits(load_json(splits_file), present, splits_file)
             if warning:
                 self.print_to_log_file(warning)
