@@ -134,6 +134,7 @@ class _Channels:
     target: Volume
     reference: np.ndarray  # float32 [Z, Y, X] on the target's grid
     scribbles: list[np.ndarray]  # bool [Z, Y, X] on the target's grid, one per organ
+    notes: list[str]
 
 
 def _resample(
@@ -142,33 +143,38 @@ def _resample(
     # The model saw slices of the reference contrast, so its coarsest axis says what a slice is.
     axis = int(np.argmax(np.round(image.spacing, 3)))
     match = match_slices(target.affine, target.data.shape, image.affine, image.data.shape, axis)
+    notes = []
     if match.method == "order":
-        log.warning("note: %s and %s do not share a frame; slices are matched by order.", target.path, image.path)
+        notes.append(f"{target.path} and {image.path} do not share a frame; slices are matched by order.")
     to_reference = _voxel_map(image, target, match, axis)
-    shape = target.data.shape
+    shape, air = target.data.shape, float(image.data.min())
     if dims == 2:
         others = tuple(other for other in range(3) if other != axis)
-        served = nearest_scribbled(match, drawn.data.any(axis=others), reach, image.spacing[axis])
+        scribbled = np.asarray(drawn.data.any(axis=others))
+        served = nearest_scribbled(match, scribbled, reach, image.spacing[axis])
         serving = np.where(served >= 0, served, match.index)  # where nothing is scribbled the image may still help
-        reference = _pull_slices(image.data, to_reference, shape, axis, serving)
+        reference = _pull(image.data, to_reference, shape, axis, serving, outside=air)
         scribbles = [_move_slices(drawn.data == organ, to_reference, shape, axis, served) for organ in organs.values()]
     else:
-        reference = _pull(image.data, to_reference, shape, order=1, outside=float(image.data.min()))
+        reference = _pull(image.data, to_reference, shape, outside=air)
         scribbles = [_move(drawn.data == organ, to_reference, shape) for organ in organs.values()]
-    _check_what_arrived(target, drawn, organs, scribbles)
-    return _Channels(target, reference, scribbles)
+    notes += _check_what_arrived(target, drawn, organs, scribbles)
+    return _Channels(target, reference, scribbles, notes)
 
 
 def _check_what_arrived(
     target: Volume, drawn: Volume, organs: Mapping[str, int], scribbles: Sequence[np.ndarray]
-) -> None:
+) -> list[str]:
+    """Notes on organs whose scribble lies elsewhere; an error if that is all of them."""
     if not any(scribble.any() for scribble in scribbles):
         raise DataProblem(
             f"No scribble of {drawn.path} lies within {target.path}. Check that both show the same part of the patient."
         )
-    for (name, organ), scribble in zip(organs.items(), scribbles):
-        if not scribble.any() and (drawn.data == organ).any():
-            log.warning("note: the scribble of %s does not reach %s; it will not be found there.", name, target.path)
+    return [
+        f"the scribble of {name} does not reach {target.path}; it will not be found there."
+        for (name, organ), scribble in zip(organs.items(), scribbles)
+        if not scribble.any() and (drawn.data == organ).any()
+    ]
 
 
 def _voxel_map(image: Volume, target: Volume, match: SliceMatch, axis: int) -> np.ndarray:
@@ -188,34 +194,37 @@ def _voxel_map(image: Volume, target: Volume, match: SliceMatch, axis: int) -> n
     return matrix
 
 
-def _pull(data: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], order: int, outside: float) -> np.ndarray:
-    """Sample the reference at every target voxel; float32 [Z, Y, X]."""
-    result = np.empty(shape, dtype=np.float32)
-    y, x = np.mgrid[: shape[1], : shape[2]]
-    for z in range(shape[0]):  # by plane: the coordinates of a whole volume take six times its memory
-        places = np.tensordot(matrix[:3, :3], np.stack([np.full(y.shape, z), y, x]), axes=1) + matrix[:3, 3, None, None]
-        result[z] = _sample(data, places, order, outside)
-    return result
-
-
-def _pull_slices(
-    data: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], axis: int, serving: np.ndarray, order: int = 1
+def _pull(
+    data: np.ndarray,
+    matrix: np.ndarray,
+    shape: tuple[int, ...],
+    axis: int = 0,
+    serving: np.ndarray | None = None,
+    order: int = 1,
+    outside: float = 0.0,
 ) -> np.ndarray:
-    """Sample one reference slice for each target slice, by in-plane position; float32 [Z, Y, X].
+    """Sample the reference at every target voxel, one target slice at a time to save memory; float32 [Z, Y, X].
 
     Args:
-        serving: int [n_target], the reference slice, or -1 for none.
+        data: [Z, Y, X] of the reference.
+        matrix: [4, 4], from :func:`_voxel_map`.
+        shape: (Z, Y, X) of the target.
+        axis: of the slices.
+        serving: int [n_target], the one reference slice to sample for each target slice, -1 for none; None samples each
+            voxel where it lies.
+        order: 0 nearest, 1 linear.
+        outside: value where the reference has nothing.
     """
-    outside = float(data.min())
+    data = data.astype(np.float32, copy=False)
     result = np.full(shape, outside, dtype=np.float32)
-    moved = np.moveaxis(result, axis, 0)  # a view
-    for index in np.flatnonzero(serving >= 0):
-        voxels = np.stack(np.broadcast_arrays(*np.ogrid[tuple(
-            slice(index, index + 1) if other == axis else slice(size) for other, size in enumerate(shape)
-        )])).squeeze(axis + 1)
+    slices = np.moveaxis(result, axis, 0)  # a view: filling it fills the result
+    plane = np.indices(slices.shape[1:], dtype=float)
+    for index in range(shape[axis]) if serving is None else np.flatnonzero(serving >= 0):
+        voxels = np.insert(plane, axis, index, axis=0)
         places = np.tensordot(matrix[:3, :3], voxels, axes=1) + matrix[:3, 3, None, None]
-        places[axis] = serving[index]
-        moved[index] = _sample(data, places, order, outside)
+        if serving is not None:
+            places[axis] = serving[index]
+        slices[index] = _sample(data, places, order, outside)
     return result
 
 
@@ -223,7 +232,7 @@ def _sample(data: np.ndarray, places: np.ndarray, order: int, outside: float) ->
     """Interpolate at places [3, ...]; half a voxel beyond the outer centres still belongs to the outer voxels."""
     limits = np.array(data.shape).reshape(3, *[1] * (places.ndim - 1)) - 0.5
     inside = ((places >= -0.5) & (places <= limits)).all(axis=0)
-    values = map_coordinates(data.astype(np.float32, copy=False), places, order=order, mode="nearest")
+    values = map_coordinates(data, places, order=order, mode="nearest")
     return np.where(inside, values, outside)
 
 
@@ -233,7 +242,7 @@ def _move(mask: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.nd
     Sampling by nearest neighbour keeps strokes solid on a finer grid; sending every scribbled voxel to its nearest
     target voxel keeps them on a coarser one. The union does both.
     """
-    result = _pull(mask, matrix, shape, order=0, outside=0.0) > 0
+    result = _pull(mask, matrix, shape, order=0) > 0
     back = np.linalg.pinv(matrix)  # pinv: a single slice matched by order has no extent
     _mark(result, np.argwhere(mask) @ back[:3, :3].T + back[:3, 3])
     return result
@@ -243,7 +252,7 @@ def _move_slices(
     mask: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], axis: int, served: np.ndarray
 ) -> np.ndarray:
     """As :func:`_move`, for one reference slice per target slice (-1: none) and within the plane only."""
-    result = _pull_slices(mask, matrix, shape, axis, served, order=0) > 0
+    result = _pull(mask, matrix, shape, axis, served, order=0) > 0
     if not mask.any():
         return result
     plane = [other for other in range(3) if other != axis]
@@ -269,6 +278,8 @@ def _mark(mask: np.ndarray, places: np.ndarray) -> None:
 def _write_case(output: Path, names: Sequence[str], channels: _Channels) -> None:
     """All files of a case in a hidden folder first, so that a case is never there by half."""
     target = channels.target
+    for note in channels.notes:
+        log.warning("note: %s", note)
     with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as temporary:
         folder = Path(temporary)
         place_file(target.path, folder / names[0], target)

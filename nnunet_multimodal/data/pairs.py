@@ -78,7 +78,7 @@ class ReferringPair(BasicTransform):
         jitter: geometry of the reference; None keeps the two aligned.
         scribble_scale: of the strokes; None: from the image size.
         slices_3d: least and most slices (inclusive) that are scribbled in a volume, for each organ.
-        paired: False is the ablation without paired augmentation: the reference is the target, in the target's contrast.
+        paired: False is the ablation without paired augmentation: the reference is a copy of the changed target.
     """
 
     def __init__(

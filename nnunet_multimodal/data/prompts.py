@@ -118,7 +118,7 @@ def scribble_channels(
             prompt[:] = simulate_scribble(mask, rng, scale=scale)
             continue
         holding = np.flatnonzero(mask.any(axis=(1, 2)))
-        count = min(rng.integers(slices_3d[0], slices_3d[1] + 1), len(holding))
+        count = min(int(rng.integers(slices_3d[0], slices_3d[1] + 1)), len(holding))
         for z in rng.choice(holding, size=count, replace=False):
             prompt[z] = simulate_scribble(mask[z], rng, scale=scale)
     return prompts

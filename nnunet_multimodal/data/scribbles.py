@@ -18,7 +18,7 @@ from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from nnunet_multimodal.errors import DataProblem, UsageError
 
-REFERENCE_SIZE = 256  # the sizes below are pixels of a 256x256 image, as SEEM and CrossMR use; `scale` carries them over
+REFERENCE_SIZE = 256  # sizes below are pixels of a 256x256 image, as in SEEM and CrossMR; `scale` carries them over
 MAX_STROKES = 5
 MAX_TURN = 0.5  # radians a stroke may turn from one vertex to the next
 SAMPLING = 0.7  # distance of the points that fill a stroke; below 1/sqrt(2) no pixel of it can be stepped over

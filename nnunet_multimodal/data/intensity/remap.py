@@ -10,8 +10,10 @@ from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 
 SAMPLED_VOXELS = 4096  # quantiles from a regular sample: sorting a 3D patch would cost more than the rest of the chain
 SATURATION = 0.005  # share of the voxels beyond either end of the curve; one bright vessel must not set the range
-SMALLEST_STEP = 0.02  # between two knots, as a share of the intensity range; bounds the contrast gain at 50
+SMALLEST_STEP = 0.06  # between two knots, as a share of the intensity range; steeper curves show noise as structure
+LEAST_RISE = 0.1  # of a monotone curve between two knots, as a share of the largest: no two tissues quite merge
 AIR = (0.02, 0.10)  # where in the intensity range air ends, as a share of it: noise and ghosts, but no tissue yet
+RISING, FALLING, ARBITRARY = range(3)
 
 
 class Remap(ImageOnlyTransform):
@@ -25,10 +27,10 @@ class Remap(ImageOnlyTransform):
 
     Args:
         knots: least and most inner knots (inclusive); fewer keep tissues together, more take them apart.
-        p_dark_air: share of the samples whose air stays dark.
+        p_dark_air: share of the samples whose air stays dark; not all, or the outline of the body would give it away.
     """
 
-    def __init__(self, knots: tuple[int, int] = (2, 6), p_dark_air: float = 0.5) -> None:
+    def __init__(self, knots: tuple[int, int] = (2, 6), p_dark_air: float = 0.75) -> None:
         super().__init__()
         self.knots = knots
         self.p_dark_air = p_dark_air
@@ -36,12 +38,13 @@ class Remap(ImageOnlyTransform):
     def get_parameters(self, **data_dict: Any) -> dict:
         inner = np.random.randint(self.knots[0], self.knots[1] + 1)
         knots = np.concatenate([[0.0], np.sort(np.random.uniform(size=inner)), [1.0]])
-        levels = np.random.uniform(size=inner + 2)
-        kind = np.random.choice(["rising", "falling", "arbitrary"])
-        if kind == "rising":
-            levels = np.sort(levels)
-        elif kind == "falling":
-            levels = np.sort(levels)[::-1]
+        kind = np.random.randint(3)
+        if kind == ARBITRARY:
+            levels = np.random.uniform(size=inner + 2)
+        else:
+            levels = np.cumsum(np.random.uniform(LEAST_RISE, 1, size=inner + 2))
+        if kind == FALLING:
+            levels = levels[::-1]
         air = np.random.uniform(*AIR) if np.random.uniform() < self.p_dark_air else None
         return {"knots": knots, "levels": levels, "by_quantile": np.random.uniform() < 0.5, "air": air}
 
