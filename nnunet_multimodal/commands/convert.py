@@ -63,7 +63,7 @@ def _add_dataset_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     out = parser.add_argument_group("data set")
     out.add_argument("-d", "--dataset-id", type=int, required=True, metavar="ID", help="its number, 1 to 999")
     out.add_argument("--name", default=_DATASETS[kind][2], help="its name (default: %(default)s)")
-    out.add_argument("--overwrite", action="store_true", help="replace the data set of this id when the new one is done")
+    out.add_argument("--overwrite", action="store_true", help="replace the data set of this id")
     if kind != "crossmr":
         out.add_argument(
             "--channel-name", default="MR", metavar="NAME",
@@ -101,7 +101,7 @@ def _add_channel_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_label_names(group: Any, default: str) -> None:
     names = group.add_mutually_exclusive_group()
     names.add_argument(
-        "--label-names", type=label_name, nargs="+", metavar="NAME=ID", help=f"organs and their ids (default: {default})"
+        "--label-names", type=label_name, nargs="+", metavar="NAME=ID", help=f"organs and ids (default: {default})"
     )
     names.add_argument(
         "--labels-json", type=Path, metavar="FILE", help='the same from a dataset.json or {"liver": 1, ...}'

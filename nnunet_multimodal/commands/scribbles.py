@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nnunet_multimodal.commands.convert import natural_number
 from nnunet_multimodal.errors import DataProblem, UsageError
@@ -35,17 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     simulate.add_argument(
         "--organs", type=natural_number, nargs="+", metavar="ID", help="which labels (default: all that are found)"
     )
-    simulate.add_argument("--style", default="freeform", help="of the strokes (default: %(default)s)")
+    simulate.add_argument("--style", choices=("freeform",), default="freeform", help="of the strokes (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nnunet_multimodal.conversion.dataset import find_files, write_json
-    from nnunet_multimodal.data.scribbles import STYLES
 
-    if args.style not in STYLES:
-        raise UsageError(f"Unknown scribble style '{args.style}'. Known styles: {', '.join(sorted(STYLES))}.")
     if args.every < 1:
         raise UsageError(f"--every counts slices and must be at least 1, found {args.every}.")
     if args.organs is not None and 0 in args.organs:
@@ -78,13 +73,14 @@ def _refuse_own_input(paths: Sequence[Path], output: Path) -> None:
     """Scribbles have the name of their label map: in the same folder they would replace it."""
     for path in paths:
         if path.parent.resolve() == output.resolve():
-            raise UsageError(f"{output} holds the label map {path.name}, which would be overwritten. Take another folder.")
+            raise UsageError(f"{output} holds {path.name}, which would be overwritten. Take another folder.")
 
 
 def _simulate_file(path: Path, args: argparse.Namespace) -> tuple[str, dict[str, float]]:
     """Write the scribbles of one file; the file's case id and the share of each organ that is covered."""
     import numpy as np
 
+    from nnunet_multimodal.conversion.crossmr import draw_scribbles
     from nnunet_multimodal.conversion.dataset import FILE_ENDING, case_id
     from nnunet_multimodal.conversion.images import check_label_values, read_labels, write_like
     from nnunet_multimodal.data.scribbles import coverage
@@ -97,23 +93,11 @@ def _simulate_file(path: Path, args: argparse.Namespace) -> tuple[str, dict[str,
         wanted = f", wanted {', '.join(map(str, organs))}" if organs else ""
         found = ", ".join(f"{value:g}" for value in values[:10])
         raise DataProblem(f"{path} has nothing to scribble on: found {found}{wanted}.")
-    rng = np.random.default_rng([args.seed, zlib.crc32(case_id(path).encode())])
-    drawn = _draw(volume.data, organs, rng, args, volume.spacing)
+    drawn = draw_scribbles(volume, organs, args.seed, case_id(path), args.every)
     kind = np.uint8 if max(organs) < 256 else np.uint16
     write_like(args.output / f"{case_id(path)}{FILE_ENDING}", drawn.astype(kind), volume)
     shares = coverage(drawn, volume.data, organs)
     return case_id(path), {str(organ): round(share, 4) for organ, share in shares.items()}
-
-
-def _draw(labels: Any, organs: Sequence[int], rng: Any, args: argparse.Namespace, spacing: Sequence[float]) -> Any:
-    """Scribbles [Z, Y, X] across the coarsest axis, z if they are equal."""
-    import numpy as np
-
-    from nnunet_multimodal.data.scribbles import scribble_scale, simulate_label_scribbles
-
-    axis = int(np.argmax(np.round(spacing, 3)))
-    in_plane = tuple(size for other, size in enumerate(labels.shape) if other != axis)
-    return simulate_label_scribbles(labels, organs, rng, scribble_scale(in_plane), args.every, axis)
 
 
 def _print(shares: dict[str, dict[str, float]], failed: dict[str, str]) -> None:

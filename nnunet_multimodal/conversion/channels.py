@@ -1,7 +1,7 @@
 """A scribbled reference becomes extra channels of the target, so that the stock ``nnUNetv2_predict`` can be used.
 
-Everything is brought onto the target's grid. In 2d a target slice gets one whole reference slice, the one that is
-scribbled and lies nearest, moved only within its plane; in 3d the reference volume is resampled where it lies.
+Everything is brought onto the target's grid. In 2d a target slice gets one whole reference slice, the scribbled one that
+serves most organs and lies nearest, moved only within its plane; in 3d the reference is resampled where it lies.
 """
 
 from __future__ import annotations
@@ -149,17 +149,51 @@ def _resample(
     to_reference = _voxel_map(image, target, match, axis)
     shape, air = target.data.shape, float(image.data.min())
     if dims == 2:
-        others = tuple(other for other in range(3) if other != axis)
-        scribbled = np.asarray(drawn.data.any(axis=others))
-        served = nearest_scribbled(match, scribbled, reach, image.spacing[axis])
-        serving = np.where(served >= 0, served, match.index)  # where nothing is scribbled the image may still help
+        served = np.stack([
+            nearest_scribbled(match, _scribbled_slices(drawn.data == organ, axis), reach, image.spacing[axis])
+            for organ in organs.values()
+        ])
+        serving, mixed = _choose_slices(served, match)
+        if mixed:
+            notes.append(
+                f"organs are scribbled on different slices, so on {mixed} slices of {target.path} some strokes come from "
+                "a neighbouring slice; `nnunet_multimodal refer` answers every organ from its own slice."
+            )
         reference = _pull(image.data, to_reference, shape, axis, serving, outside=air)
-        scribbles = [_move_slices(drawn.data == organ, to_reference, shape, axis, served) for organ in organs.values()]
+        scribbles = [
+            _move_slices(drawn.data == organ, to_reference, shape, axis, of_organ)
+            for organ, of_organ in zip(organs.values(), served)
+        ]
     else:
         reference = _pull(image.data, to_reference, shape, outside=air)
         scribbles = [_move(drawn.data == organ, to_reference, shape) for organ in organs.values()]
     notes += _check_what_arrived(target, drawn, organs, scribbles)
     return _Channels(target, reference, scribbles, notes)
+
+
+def _scribbled_slices(mask: np.ndarray, axis: int) -> np.ndarray:
+    """bool [n], which slices of a mask [Z, Y, X] have a stroke."""
+    return np.asarray(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+
+
+def _choose_slices(served: np.ndarray, match: SliceMatch) -> tuple[np.ndarray, int]:
+    """The one reference slice to show with each target slice: the one that serves most organs there, then the nearest.
+
+    Args:
+        served: int [K, n_target], the slice that serves each organ, or -1.
+        match: gives the slice where no organ is served; without a scribble the image may still help.
+
+    Returns:
+        int [n_target], and on how many target slices the organs would rather have different ones.
+    """
+    serving, mixed = match.index.copy(), 0
+    for index, of_organs in enumerate(served.T):
+        candidates = of_organs[of_organs >= 0].tolist()
+        if candidates:
+            place = match.position[index]
+            serving[index] = max(candidates, key=lambda c: (candidates.count(c), -abs(c - place), -c))
+            mixed += len(set(candidates)) > 1
+    return serving, mixed
 
 
 def _check_what_arrived(

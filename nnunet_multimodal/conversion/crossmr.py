@@ -211,13 +211,16 @@ def _write_case(
             dataset.link_or_copy(Path(channel(0).name), channel(index))
     dataset.place_file(files.label, folder / "labelsTr" / f"{files.case}{FILE_ENDING}", label)
     if layout.scribbles and image is not None and label is not None:
-        scribbles = _simulate(label, organs, seed, files.case, every)
+        scribbles = draw_scribbles(label, organs, seed, files.case, every)
         for index, organ in enumerate(organs, start=len(layout.images)):
             write_like(channel(index), scribbles == organ, image)
 
 
-def _simulate(label: Volume, organs: Sequence[int], seed: int, case: str, every: int) -> np.ndarray:
-    """Scribbles [Z, Y, X], drawn in the plane that a reader looks at: across the axis of the largest spacing."""
+def draw_scribbles(label: Volume, organs: Sequence[int], seed: int, case: str, every: int = 1) -> np.ndarray:
+    """Scribbles [Z, Y, X] of a label map, drawn in the plane that a reader looks at: across the coarsest axis.
+
+    The same seed and case name draw the same scribbles, whatever else is drawn before.
+    """
     axis = int(np.argmax(np.round(label.spacing, 3)))  # the first, z, if they are equal
     in_plane = tuple(size for other, size in enumerate(label.data.shape) if other != axis)
     rng = np.random.default_rng([seed, zlib.crc32(case.encode())])

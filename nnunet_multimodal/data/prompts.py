@@ -12,12 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
 
 from nnunet_multimodal.data.scribbles import scribble_scale, simulate_scribble
 from nnunet_multimodal.errors import UsageError
 
 SLICES_3D = (1, 4)  # how many slices of a volume a reader scribbles on, for one organ
+
+
+class KeepChannels(ImageOnlyTransform):
+    """Keeps image channels ``channels`` and forgets the rest, before any work is spent on them."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = list(channels)
+
+    def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
+        return img[self.channels]
 
 
 class PromptsToSegmentation(BasicTransform):

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from nnunet_multimodal.data.contrast import ReferenceContrast, TargetContrast
 from nnunet_multimodal.data.pairs import ReferenceJitter, ReferringPair
+from nnunet_multimodal.data.prompts import KeepChannels
 from nnunet_multimodal.errors import DataProblem
 from nnunet_multimodal.losses import ReferringLoss
 from nnunet_multimodal.networks import CrossMRNetwork, ReferringOutput
 from nnunet_multimodal.trainers.base import MultimodalTrainer, is_intensity
-from nnunet_multimodal.trainers.pairing import KeepChannels, scribble_scale
 from nnunet_multimodal.trainers.schedule import WarmupPoly
 from nnunet_multimodal.trainers.settings import read_settings
 
@@ -156,12 +156,9 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
     def pairing(self, stock_intensity: BasicTransform | None) -> ReferringPair:
         """What makes target, reference and scribbles of one image."""
         organs = self.label_manager.foreground_labels
-        scale = scribble_scale(self.configuration_manager.patch_size)
         if self.settings["paired_augmentation"]:
-            return ReferringPair(
-                organs, TargetContrast(), ReferenceContrast(), ReferenceJitter(), scribble_scale=scale
-            )
-        return ReferringPair(organs, stock_intensity, None, None, scribble_scale=scale, paired=False)
+            return ReferringPair(organs, TargetContrast(), ReferenceContrast(), ReferenceJitter())
+        return ReferringPair(organs, stock_intensity, None, None, paired=False)
 
     def get_validation_transforms(
         self, deep_supervision_scales, is_cascaded=False, foreground_labels=None, regions=None, ignore_label=None

@@ -8,11 +8,10 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from nnunet_multimodal.data.prompts import SimulatePrompts
+from nnunet_multimodal.data.prompts import KeepChannels, SimulatePrompts
 from nnunet_multimodal.errors import DataProblem, UsageError
 from nnunet_multimodal.networks import PromptedUNet
 from nnunet_multimodal.trainers.base import MultimodalTrainer, after_labels
-from nnunet_multimodal.trainers.pairing import KeepChannels, scribble_scale
 
 
 class nnUNetTrainerScribble(MultimodalTrainer):
@@ -56,10 +55,9 @@ class nnUNetTrainerScribble(MultimodalTrainer):
             return super().arrange(stock)
         images = [c for c in range(len(self.channel_names)) if c not in self.prompt_channels]
         at = after_labels(stock)
-        scale = scribble_scale(self.configuration_manager.patch_size)
         return [
             KeepChannels(images),
             *stock[:at],
-            SimulatePrompts(self.label_manager.foreground_labels, scale),
+            SimulatePrompts(self.label_manager.foreground_labels, replace=False),
             *stock[at:],
         ]
