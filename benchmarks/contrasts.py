@@ -45,8 +45,9 @@ def main() -> None:
             link(source / f"images/{subject}_{contrast}.nii.gz", work / f"subjects/{subject}/{contrast}.nii.gz")
         link(source / f"images/{subject}_{reference}.nii.gz", work / f"subjects/{subject}/reference.nii.gz")
     if not list((work / "nnUNet_raw").glob("Dataset*")):
-        run("nnunet_multimodal", "convert", "crossmr",
-            "--reference-images", work / "train/images", "--labels", work / "train/labels", "-d", args.dataset, "--name", "Contrasts", "--label-names", f"{organ}=1")  # fmt: skip
+        run("nnunet_multimodal", "convert", "crossmr", "--reference-images", work / "train/images",
+            "--labels", work / "train/labels", "-d", args.dataset, "--name", "Contrasts",
+            "--label-names", f"{organ}=1")  # fmt: skip
     preprocessed = work / "nnUNet_preprocessed" / f"Dataset{args.dataset}_Contrasts"
     if not (preprocessed / "nnUNetPlansSmall.json").exists():
         coarse = ["-overwrite_target_spacing", *spacing] if spacing else []
