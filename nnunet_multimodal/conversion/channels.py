@@ -1,7 +1,7 @@
 """A scribbled reference becomes extra channels of the target, so that the stock ``nnUNetv2_predict`` can be used.
 
-Everything is brought onto the target's grid. In 2d a target slice gets one whole reference slice, the scribbled one that
-serves most organs and lies nearest, moved only within its plane; in 3d the reference is resampled where it lies.
+Everything is brought onto the target's grid. In 2d a target slice gets one whole reference slice, the scribbled one
+that serves most organs and lies nearest, moved only within its plane; in 3d the reference is resampled where it lies.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def _resample(
         serving, mixed = _choose_slices(served, match)
         if mixed:
             notes.append(
-                f"organs are scribbled on different slices, so on {mixed} slices of {target.path} some strokes come from "
-                "a neighbouring slice; `nnunet_multimodal refer` answers every organ from its own slice."
+                f"organs are scribbled on different slices, so on {mixed} slices of {target.path} some strokes come "
+                "from a neighbouring slice; `nnunet_multimodal refer` answers every organ from its own slice."
             )
         reference = _pull(image.data, to_reference, shape, axis, serving, outside=air)
         scribbles = [

@@ -66,13 +66,13 @@ class PromptsToImage(BasicTransform):
 
 
 class SimulatePrompts(BasicTransform):
-    """Appends one channel per organ with a scribble simulated from segmentation channel 0, the target's own labels.
+    """Appends (or replaces) one channel per organ: a scribble simulated from segmentation channel 0, the target's own labels.
 
     Args:
         organs: labels, in the order of their channels.
         scale: of the strokes; None: from the image size.
         slices_3d: least and most slices (inclusive) that are scribbled in a volume, for each organ.
-        replace: the image already ends in one channel per organ, which the scribbles replace.
+        replace: the image already ends in one channel per organ; the scribbles take their place.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SimulatePrompts(BasicTransform):
         organs: Sequence[int],
         scale: float | None = None,
         slices_3d: tuple[int, int] = SLICES_3D,
-        replace: bool = True,
+        replace: bool = False,
     ) -> None:
         super().__init__()
         self.organs = list(organs)

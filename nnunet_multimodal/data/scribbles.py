@@ -204,8 +204,8 @@ def _draw(shape: tuple[int, ...], vertices: np.ndarray, lengths: np.ndarray, wid
     radii = widths // 2 - 1
     for radius in set(radii[radii > 0].tolist()):
         centres = np.rint(vertices[(radii == radius)[:, None] & used]).astype(np.intp)
-        points.append((centres[:, None] + _disc(radius)).reshape(-1, 2))
-    y, x = np.concatenate(points).T
+        points.append((centres[:, None] + _disc(radius)).reshape(-1, 2).T)
+    y, x = np.concatenate(points, axis=1)
     seen = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
     canvas = np.zeros(shape, dtype=bool)
     canvas[y[seen], x[seen]] = True
@@ -213,22 +213,22 @@ def _draw(shape: tuple[int, ...], vertices: np.ndarray, lengths: np.ndarray, wid
 
 
 def _fill_lines(start: np.ndarray, end: np.ndarray, width: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels [points, 2] of M straight lines from start [M, 2] to end [M, 2] that are width [M] pixels thick."""
+    """Pixels [2, points] of M straight lines from start [M, 2] to end [M, 2] that are width [M] pixels thick."""
     reach = width[:, None]
     near = ((np.maximum(start, end) > -reach) & (np.minimum(start, end) < shape + reach)).all(axis=1)
     start, width, step = start[near], width[near], (end - start)[near]
     length = np.hypot(step[:, 0], step[:, 1])
+    normal = step[:, ::-1] * [-1, 1] / np.maximum(length, 1e-6)[:, None]
     # each line is a small grid of points, `along` x `across`; all grids are numbered through in one flat array
     along = np.ceil(length / SAMPLING).astype(np.intp) + 1
     across = np.ceil((width - 1) / SAMPLING).astype(np.intp) + 1
+    corner = start - normal * ((width - 1) / 2)[:, None]
+    forward = step / np.maximum(along - 1, 1)[:, None]
+    sideways = normal * ((width - 1) / np.maximum(across - 1, 1))[:, None]
     size = along * across
     line = np.repeat(np.arange(len(size)), size)
-    number = np.arange(len(line)) - np.repeat(size.cumsum() - size, size)
-    forward, sideways = np.divmod(number, across[line])
-    forward = forward / np.maximum(along - 1, 1)[line]
-    sideways = sideways * ((width - 1) / np.maximum(across - 1, 1))[line] - ((width - 1) / 2)[line]
-    normal = step[:, ::-1] * [-1, 1] / np.maximum(length, 1e-6)[:, None]
-    points = start[line] + forward[:, None] * step[line] + sideways[:, None] * normal[line]
+    row, column = np.divmod(np.arange(len(line)) - (size.cumsum() - size)[line], across[line])
+    points = [corner[line, i] + row * forward[line, i] + column * sideways[line, i] for i in range(2)]
     return np.rint(points).astype(np.intp)
 
 

@@ -43,7 +43,8 @@ def test_cost_equals_a_loop_over_pairs(shape: tuple[int, ...], soft: bool) -> No
     cost = matching_cost(logits, targets, bce=1.5, dice=3.0)
     assert cost.shape == (batch, groups, 3, queries)
     for b, g, t, q in np.ndindex(*cost.shape):
-        assert cost[b, g, t, q].item() == pytest.approx(slow_cost(logits[b, g, q], targets[b, g, t], 1.5, 3.0), abs=1e-5)
+        expected = slow_cost(logits[b, g, q], targets[b, g, t], 1.5, 3.0)
+        assert cost[b, g, t, q].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_cost_by_hand() -> None:

@@ -1,0 +1,101 @@
+"""What the scripts in ``dataset_conversion/`` share: they fill ``images/`` and ``labels/``, then call ``convert``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nnunet_multimodal.conversion.dataset import FILE_ENDING, write_json
+from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
+
+WriteCase = Callable[[Path, Path], None]  # (image file, label file) to write; the label last
+
+
+def make_parser(description: str | None, default_name: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that all scripts have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="the unpacked data set")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="gets images/ and labels/ as NIfTI")
+    parser.add_argument("-d", "--dataset-id", type=int, metavar="ID", help="also make a CrossMR data set of this id")
+    parser.add_argument("--name", default=default_name, help="of that data set (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace that data set")
+    return parser
+
+
+def run_script(main: Callable[[], int]) -> None:
+    """End the process as the ``nnunet_multimodal`` commands do: a message and an exit code instead of a traceback."""
+    try:
+        sys.exit(main())
+    except MultimodalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def finish(args: argparse.Namespace, cases: Mapping[str, WriteCase], label_names: Mapping[str, int]) -> int:
+    """Write all cases that are not there yet, and with ``-d`` convert them; the exit code.
+
+    A case that cannot be read is reported and left out; the others are done.
+    """
+    if not cases:
+        raise DataProblem(f"No case found in {args.root}. Expected the folders that this script's --help shows.")
+    _claim_output(args)
+    images, labels = args.output / "images", args.output / "labels"
+    failed = []
+    for case, write in tqdm(cases.items(), desc=f"reading {args.root.name}", unit="case", disable=None):
+        image, label = images / f"{case}{FILE_ENDING}", labels / f"{case}{FILE_ENDING}"
+        if image.exists() and label.exists():
+            continue
+        for path in (image, label):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # half of a case, from a run that was interrupted
+        try:
+            write(image, label)
+        except DataProblem as problem:
+            failed.append(f"{case}: {problem}")
+            image.unlink(missing_ok=True)
+    for problem_text in failed:
+        print(f"failed: {problem_text}", file=sys.stderr)
+    print(f"{len(cases) - len(failed)} of {len(cases)} cases in {args.output}")
+    if len(failed) == len(cases):
+        return DataProblem.exit_code
+    if args.dataset_id is not None:
+        code = _convert(args, images, labels, label_names)
+        if code:
+            return code
+    return 1 if failed else 0
+
+
+def _claim_output(args: argparse.Namespace) -> None:
+    """Going on in a folder is right only for the same settings: two contrasts of a patient have the same case id."""
+    everywhere = {"output", "dataset_id", "name", "overwrite"}
+    settings = {key: str(value) for key, value in sorted(vars(args).items()) if key not in everywhere}
+    record = args.output / "source.json"
+    if record.exists():
+        if json.loads(record.read_text(encoding="utf-8")) != settings:
+            raise UsageError(f"{args.output} was made with other settings ({record.name}). Take another folder.")
+        return
+    if args.output.exists() and any(args.output.iterdir()):
+        raise UsageError(f"{args.output} is not empty. Take another folder.")
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_json(record, settings)
+
+
+def _convert(args: argparse.Namespace, images: Path, labels: Path, label_names: Mapping[str, int]) -> int:
+    from nnunet_multimodal.cli import main
+
+    names = [f"{name}={value}" for name, value in label_names.items()]
+    arguments = ["--reference-images", str(images), "--labels", str(labels), "-d", str(args.dataset_id)]
+    arguments += ["--name", args.name]
+    if names:
+        arguments += ["--label-names", *names]
+    if args.overwrite:
+        arguments.append("--overwrite")
+    return main(["convert", "crossmr", *arguments])

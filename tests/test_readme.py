@@ -1,0 +1,55 @@
+"""The README speaks of what exists: its trainers, its commands, its files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nnunet_multimodal.cli import COMMANDS, main
+from nnunet_multimodal.registry import TRAINERS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def shell_lines() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("name", [name for entry in TRAINERS.values() for name in entry.names])
+def test_names_every_trainer(name: str) -> None:
+    assert f"`{name}`" in README or f"`_{name.rpartition('_')[2]}`" in README
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_names_every_command(command: str) -> None:
+    assert f"nnunet_multimodal {command}" in README
+
+
+def test_own_commands_in_the_shell_blocks_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of our commands with its options, asked for --help: an option that does not exist ends with 2 before that."""
+    lines = [shlex.split(line) for line in shell_lines() if line.startswith("nnunet_multimodal ")]
+    assert lines
+    for words in lines:
+        command = [word for word in words[1:3] if not word.startswith("-")]
+        known = set()
+        with pytest.raises(SystemExit) as end:
+            main([*command[:2], "--help"] if words[1] in ("convert", "scribbles") else [words[1], "--help"])
+        assert end.value.code == 0
+        known = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", capsys.readouterr().out))
+        assert {word for word in words if word.startswith("-")} <= known, words
+
+
+def test_files_it_points_to_exist() -> None:
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r"python (benchmarks/\w+\.py)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_test_command_is_what_ci_runs() -> None:
+    command = "pip install '.[test]' && pytest"
+    assert command in shell_lines()
+    assert command in (ROOT / ".ci/run").read_text().splitlines()
