@@ -78,8 +78,8 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
         """Target, reference, and a scribble for each organ."""
         if self.label_manager.has_ignore_label:
             raise DataProblem(
-                f"{self.plans_manager.dataset_name} has an ignore label: {type(self).__name__} needs dense labels of the "
-                "reference contrast."
+                f"{self.plans_manager.dataset_name} has an ignore label: {type(self).__name__} needs dense labels of "
+                "the reference contrast."
             )
         organs = self.label_manager.foreground_labels
         names = [name.casefold() for name in self.channel_names]

