@@ -211,7 +211,8 @@ def changed_hooks(stock: type, own: Iterable[type]) -> list[str]:
                 continue
             ours, theirs = inspect.signature(override).parameters, inspect.signature(original).parameters
             takes_anything = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in ours.values())
-            if not takes_anything and [*ours] != [*theirs]:
+            # nnU-Net calls its static methods on the instance, so an override may be an ordinary method.
+            if not takes_anything and [n for n in ours if n != "self"] != [n for n in theirs if n != "self"]:
                 changed.append(
                     f"{stock.__name__}.{name} takes ({', '.join(theirs)}), "
                     f"{owner.__name__} overrides it with ({', '.join(ours)})"

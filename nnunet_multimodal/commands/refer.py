@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     more.add_argument("--continue", dest="go_on", action="store_true", help="keep what an earlier run has finished")
     more.add_argument("--nan-to", type=float, metavar="VALUE", help="replace NaN and infinite voxels")
     more.add_argument("--allow-affine-mismatch", action="store_true", help="trust the voxels where headers disagree")
+    more.add_argument("--fix-header", action="store_true", help="scribbles take their image's geometry")
     more.add_argument("--reorthonormalize", action="store_true", help="accept slightly sheared headers")
 
 
@@ -198,7 +199,9 @@ def _read_reference(args: argparse.Namespace, predictor: Any, subject: Subject):
             raise DataProblem(f"{path} does not exist.")
     reference = read_volume(subject.reference, args.nan_to, args.reorthonormalize)
     drawn = read_labels(subject.scribbles, args.reorthonormalize)
-    drawn = check_scribbles(drawn, reference, _organs(predictor), allow_affine_mismatch=args.allow_affine_mismatch)
+    drawn = check_scribbles(
+        drawn, reference, _organs(predictor), None, args.allow_affine_mismatch, args.fix_header
+    )
     if not drawn.data.any():
         raise DataProblem(f"{subject.scribbles} is empty: draw on at least one slice, values {_organs(predictor)}.")
     return reference, drawn.data.astype(int)

@@ -126,8 +126,11 @@ def _slice_distance(folder: Path, along: np.ndarray, single: float) -> float:
 def stack_masks(series: Series, folder: Path, suffixes: tuple[str, ...] = ()) -> np.ndarray:
     """Masks drawn slice by slice, in the order of the series: [Z, Y, X].
 
-    A mask belongs to the slice of the same name, or, where the names differ, to the one of the same place in natural
-    order of the file names. Masks that state a position must state that of their slice.
+    Masks and slices are paired in the natural order of their file names, which also pairs equal names. Masks that state
+    a position must state that of their slice.
+
+    Raises:
+        DataProblem: masks are missing, cannot be read, or belong to other slices.
     """
     masks = list_files(folder, suffixes)
     if len(masks) != len(series.files):
@@ -148,11 +151,11 @@ def stack_masks(series: Series, folder: Path, suffixes: tuple[str, ...] = ()) ->
 
 
 def _pair(slices: Sequence[Path], masks: Sequence[Path]) -> list[Path]:
-    by_stem = {path.stem: path for path in masks}
-    if set(by_stem) == {path.stem for path in slices}:
-        return [by_stem[path.stem] for path in slices]
-    by_order = dict(zip(sorted(slices, key=lambda path: natural_key(path.name)), masks))
-    return [by_order[path] for path in slices]
+    def by_name(path: Path) -> list[tuple[int, str]]:
+        return natural_key(path.stem)
+
+    mask_of = dict(zip(sorted(slices, key=by_name), sorted(masks, key=by_name)))
+    return [mask_of[path] for path in slices]
 
 
 def _read_plane(path: Path) -> sitk.Image:

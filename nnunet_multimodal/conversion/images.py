@@ -114,7 +114,7 @@ def _read(path: Path, reorthonormalize: bool) -> Volume:
         if not reorthonormalize:
             raise DataProblem(
                 f"ITK cannot read {path} (shear {shear:.2g}): its direction cosines are not orthonormal. "
-                "Pass --reorthonormalize to use the nearest orthonormal ones, or resample the image."
+                "Use the reader NibabelIOWithReorient, or --reorthonormalize, which takes the nearest orthonormal ones."
             )
         affine, own_header = _orthonormal(affine), None
         changes = (f"direction made orthonormal (shear {shear:.2g})",)

@@ -62,9 +62,11 @@ def verify_raw_dataset(folder: Path) -> list[str]:
     problems += file_problems
     whole, more = _check_completeness(folder, cases, len(content["channel_names"]), content["numTraining"])
     problems += more
+    # nibabel reads sheared directions, ITK does not
+    sheared_is_read = str(content.get("overwrite_image_reader_writer", "")).startswith("NibabelIO")
     scribbles = {int(index) for index, name in content["channel_names"].items() if name == SCRIBBLE_CHANNEL}
     for files in tqdm(whole, desc=f"checking {folder.name}", unit="case", disable=None):
-        problems += _check_case(files, ids, scribbles)
+        problems += _check_case(files, ids, scribbles, sheared_is_read)
     return problems
 
 
@@ -229,7 +231,7 @@ def _channels(indices: Any) -> str:
 # --- voxels ----------------------------------------------------------------------------------------------------------
 
 
-def _check_case(files: _Files, ids: set[int] | None, scribbles: set[int]) -> list[str]:
+def _check_case(files: _Files, ids: set[int] | None, scribbles: set[int], sheared_is_read: bool) -> list[str]:
     """Every file of a case by itself, and all of them against the first channel (rows 11 to 19, 23, 24, 27, 28)."""
     problems: list[str] = []
     first: Volume | None = None
@@ -239,7 +241,7 @@ def _check_case(files: _Files, ids: set[int] | None, scribbles: set[int]) -> lis
             continue  # target and reference of a CrossMR data set are one file
         seen.add(path.resolve())
         try:
-            volume = read_volume(path)
+            volume = read_volume(path, reorthonormalize=sheared_is_read)
             if index in scribbles:
                 _check_scribble_channel(volume)
             else:
@@ -253,7 +255,7 @@ def _check_case(files: _Files, ids: set[int] | None, scribbles: set[int]) -> lis
     if files.label is None:
         return problems
     try:
-        label = read_labels(files.label)
+        label = read_labels(files.label, reorthonormalize=sheared_is_read)
         if ids is not None:
             check_label_values(label, ids)
         if first is not None:

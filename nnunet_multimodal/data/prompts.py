@@ -66,7 +66,7 @@ class PromptsToImage(BasicTransform):
 
 
 class SimulatePrompts(BasicTransform):
-    """Appends (or replaces) one channel per organ: a scribble simulated from segmentation channel 0, the target's own labels.
+    """Appends (or replaces) one channel per organ: a scribble simulated from the target's own labels, channel 0.
 
     Args:
         organs: labels, in the order of their channels.

@@ -2,7 +2,7 @@
 
 The free-form style follows the stroke generator that SEEM (Zou et al., NeurIPS 2023) trains with, on which CrossMR
 builds: a few poly-lines that start somewhere in the organ and wander with a random walk of speed and heading. It is
-written here with numpy alone and draws only the bounding box of the mask, because four organs a sample have to fit
+written here without PIL or OpenCV and works on the bounding box of the mask, because four organs a sample have to fit
 into a small part of nnU-Net's augmentation time (benchmarks/scribbles.py).
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
 
 import numpy as np
 from scipy.ndimage import binary_dilation, distance_transform_edt
@@ -21,7 +20,6 @@ from nnunet_multimodal.errors import DataProblem, UsageError
 REFERENCE_SIZE = 256  # sizes below are pixels of a 256x256 image, as in SEEM and CrossMR; `scale` carries them over
 MAX_STROKES = 5
 MAX_TURN = 0.5  # radians a stroke may turn from one vertex to the next
-SAMPLING = 0.7  # distance of the points that fill a stroke; below 1/sqrt(2) no pixel of it can be stepped over
 
 
 @dataclass(frozen=True)
@@ -175,19 +173,29 @@ def _walk(starts: np.ndarray, length: int, pen: Pen, rng: np.random.Generator, s
     heading = rng.uniform(0, 2 * np.pi, (count, 1)) + rng.uniform(-MAX_TURN, MAX_TURN, (count, length - 1)).cumsum(1)
     first = rng.uniform(0, pen.speed, count)
     changes = rng.uniform(-pen.acceleration, pen.acceleration, (count, length - 1))
-    # a walk between two walls has no closed form; on so few numbers plain Python is the fastest loop
-    speed = np.array([
-        list(accumulate(row, lambda v, dv: min(max(v + dv, 0.0), pen.speed), initial=v0))[1:]
-        for v0, row in zip(first.tolist(), changes.tolist())
-    ])
+    speed = np.array([_between_walls(v, steps, pen.speed) for v, steps in zip(first.tolist(), changes.tolist())])
     vertices = np.zeros((count, length, 2))
-    vertices[:, 1:] = np.cumsum(speed[..., None] * np.stack([np.sin(heading), np.cos(heading)], axis=-1), axis=1)
+    np.cumsum(speed * np.sin(heading), axis=1, out=vertices[:, 1:, 0])
+    np.cumsum(speed * np.cos(heading), axis=1, out=vertices[:, 1:, 1])
 
     slipped, towards = np.abs(rng.normal(0, pen.slip / 2, count)), rng.uniform(0, 2 * np.pi, count)
     vertices += np.trunc(slipped * [np.cos(towards), np.sin(towards)]).T[:, None]
     shaken = rng.random((count, length, 1)) < 0.5
     vertices += shaken * rng.uniform(-pen.shake, pen.shake, vertices.shape)
     return starts[:, None] + scale * vertices
+
+
+def _between_walls(value: float, steps: Sequence[float], highest: float) -> list[float]:
+    """A random walk that stops at 0 and at ``highest``: no closed form, and so few numbers are for plain Python."""
+    walk = []
+    for step in steps:
+        value += step
+        if value < 0:
+            value = 0.0
+        elif value > highest:
+            value = highest
+        walk.append(value)
+    return walk
 
 
 def _draw(shape: tuple[int, ...], vertices: np.ndarray, lengths: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -213,23 +221,29 @@ def _draw(shape: tuple[int, ...], vertices: np.ndarray, lengths: np.ndarray, wid
 
 
 def _fill_lines(start: np.ndarray, end: np.ndarray, width: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels [2, points] of M straight lines from start [M, 2] to end [M, 2] that are width [M] pixels thick."""
+    """Pixels [2, points] of M straight lines from start [M, 2] to end [M, 2] that are width [M] pixels thick.
+
+    A line goes pixel by pixel along the axis it runs along most; at each it is a short bar across that axis, as long
+    as a cut through a slanted line of that width.
+    """
     reach = width[:, None]
     near = ((np.maximum(start, end) > -reach) & (np.minimum(start, end) < shape + reach)).all(axis=1)
     start, width, step = start[near], width[near], (end - start)[near]
-    length = np.hypot(step[:, 0], step[:, 1])
-    normal = step[:, ::-1] * [-1, 1] / np.maximum(length, 1e-6)[:, None]
+    steep = np.abs(step[:, 0]) > np.abs(step[:, 1])
+    # the columns of `start` and `step` in the order (major axis, minor axis)
+    start, step = (np.where(steep[:, None], vectors, vectors[:, ::-1]) for vectors in (start, step))
+    along = np.ceil(np.abs(step[:, 0])).astype(np.intp) + 1  # steps of at most a pixel leave no gap
+    stride = step / np.maximum(along - 1, 1)[:, None]
+    across = np.rint(width * np.hypot(1, stride[:, 1])).astype(np.intp)
+    first = start[:, 1] - (across - 1) / 2
     # each line is a small grid of points, `along` x `across`; all grids are numbered through in one flat array
-    along = np.ceil(length / SAMPLING).astype(np.intp) + 1
-    across = np.ceil((width - 1) / SAMPLING).astype(np.intp) + 1
-    corner = start - normal * ((width - 1) / 2)[:, None]
-    forward = step / np.maximum(along - 1, 1)[:, None]
-    sideways = normal * ((width - 1) / np.maximum(across - 1, 1))[:, None]
     size = along * across
     line = np.repeat(np.arange(len(size)), size)
     row, column = np.divmod(np.arange(len(line)) - (size.cumsum() - size)[line], across[line])
-    points = [corner[line, i] + row * forward[line, i] + column * sideways[line, i] for i in range(2)]
-    return np.rint(points).astype(np.intp)
+    major = np.rint(start[line, 0] + row * stride[line, 0]).astype(np.intp)
+    minor = np.rint(first[line] + row * stride[line, 1]).astype(np.intp) + column
+    flip = steep[line]
+    return np.stack([np.where(flip, major, minor), np.where(flip, minor, major)])
 
 
 @cache

@@ -112,7 +112,8 @@ class CrossMRNetwork(nn.Module):
         self.decoder.seg_layers = nn.ModuleList()
         self.organs = organs
         self.mask_stage = min(mask_stage, len(channels) - 1)
-        self.level_stages = list(range(self.mask_stage, len(channels)))[:levels][::-1]  # coarse to fine
+        # Coarse to fine; a level that no layer comes to would be parameters without a gradient.
+        self.level_stages = list(range(self.mask_stage, len(channels)))[: min(levels, layers)][::-1]
         self.tokens_per_organ = max(1, max_tokens // organs)
         self.visual_tokens = visual_tokens
         self.organ_queries = organ_queries

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from nnunet_multimodal.errors import DataProblem, MultimodalError
 
 # What nnU-Net writes, best first: what to fall back to where the wanted one cannot be read.
 PREFERENCE = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+SURELY_DEAD = 3600.0  # seconds since a temporary file grew; no process id tells, on a cluster
 
 
 def write_whole(path: Path, write: Callable[[str], Any]) -> None:
@@ -23,6 +26,10 @@ def write_whole(path: Path, write: Callable[[str], Any]) -> None:
         MultimodalError: it cannot be written. The old file is as it was, and no temporary file is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed while saving
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > SURELY_DEAD:
+                left.unlink()
     try:
         write(str(temporary))
         if not temporary.exists():  # nnU-Net writes nothing on other ranks or with checkpointing off
@@ -73,7 +80,7 @@ def readable_checkpoint(wanted: Path) -> tuple[Path, str | None]:
 def starting_weights(path: Path) -> dict[str, torch.Tensor]:
     """Weights of a checkpoint file, or of the first fold in an nnU-Net result folder."""
     if path.is_dir():
-        found = sorted(file for name in PREFERENCE for file in path.glob(f"fold_*/{name}"))
+        found = [file for name in PREFERENCE for file in sorted(path.glob(f"fold_*/{name}"))]
         direct = [path / name for name in PREFERENCE if (path / name).exists()]
         if not direct + found:
             raise DataProblem(f"no checkpoint in {path}: expected fold_*/checkpoint_final.pth.")

@@ -188,8 +188,9 @@ class Objective(nn.Module):
         """output of the network in either mode; target [B, 1, ...] label map."""
         if isinstance(output, Tensor):
             return self.of_logits(output, target)
-        if not torch.isfinite(output.answer).all():
-            return output.answer.sum()  # not finite either: the trainer stops and says where
+        parts = [output.answer, output.scores, *output.masks]
+        if not torch.stack([torch.isfinite(part).all() for part in parts]).all():
+            return torch.stack([part.sum() for part in parts]).sum()  # not finite either: the trainer stops, says where
         masks = torch.cat([target == organ for organ in self.organs], dim=1)
         return self.referring(output.masks, output.scores, output.answer, output.present, masks)
 

@@ -136,7 +136,7 @@ FAULTS: dict[str, tuple[Callable[[Inputs], object], tuple[str, ...], int, str]] 
     "17 zero spacing": (
         lambda i: set_pixdim(i.image(), (0, 1.5, 6)), (), 4, r"spacing \(0\.0, 1\.5, 6\.0\) is invalid in .*a_0000",
     ),
-    "17 negative spacing": (lambda i: set_pixdim(i.image(), (1.5, -1.5, 6)), (), 4, r"\(1\.5, -1\.5, 6\.0\) is invalid"),
+    "17 negative spacing": (lambda i: set_pixdim(i.image(), (1.5, -1.5, 6)), (), 4, r"\(1\.5, -1\.5, 6\.0\) is inv"),
     "17 NaN spacing": (lambda i: set_pixdim(i.label(), (1.5, 1.5, np.nan)), (), 4, r"\(1\.5, 1\.5, nan\) is invalid"),
     "18 NaN": (
         lambda i: set_voxels(i.image(), {(3, 3, 3): np.nan, (4, 3, 3): np.inf}), (), 4,

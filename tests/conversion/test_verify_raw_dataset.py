@@ -76,13 +76,13 @@ def dangle(path: Path) -> None:
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "7 channel missing": (lambda f: image(f, 1).unlink(), r"case a: expected channels 0000,.*0003; found 0000,0002,0003 in"),
+    "7 channel missing": (lambda f: image(f, 1).unlink(), r"case a: expected channels .*; found 0000,0002,0003 in"),
     "8 no channel suffix": (
         lambda f: image(f).rename(f / "imagesTr" / "liver.nii.gz"),
         r"^liver\.nii\.gz has no channel suffix; rename to liver_0000\.nii\.gz\.",
     ),
     "9 label missing": (lambda f: label(f).unlink(), r"1 cases in imagesTr without a label in labelsTr: a"),
-    "9 orphan label": (lambda f: save(f / "labelsTr" / "z.nii.gz", make_label()), r"1 labels .* without an image .*: z"),
+    "9 orphan label": (lambda f: save(f / "labelsTr" / "z.nii.gz", make_label()), r"1 labels .* without an image.*z"),
     "9 numTraining": (lambda f: edit_json(f, numTraining=3), r"numTraining 3, found 2 cases"),
     "11 empty": (lambda f: image(f).write_bytes(b""), r"Cannot read .*a_0000\.nii\.gz: file ends early"),
     "11 dangling link": (lambda f: dangle(image(f, 1)), r"a_0001\.nii\.gz is a link to /nowhere/x\.nii\.gz"),
@@ -90,7 +90,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "12 PNG": (lambda f: label(f).write_bytes(b"\x89PNG" + bytes(60)), r"a\.nii\.gz is not NIfTI \(starts with PNG"),
     "13 shape": (lambda f: save(label(f), make_label()[:, :, :4]), r"label .*16x14x4, its image .*16x14x6"),
     "13 channel shape": (lambda f: save(image(f, 1), make_image()[:9]), r"channel .*a_0001.* has shape 9x14x6"),
-    "14 spacing": (lambda f: save(label(f), make_label(), coarse()), r"\(1\.5, 1\.5, 12\.0\) mm.*\(1\.5, 1\.5, 6\.0\) mm"),
+    "14 spacing": (lambda f: save(label(f), make_label(), coarse()), r"1\.5, 12\.0\) mm.*1\.5, 6\.0\) mm"),
     "15 place": (lambda f: save(label(f), make_label(), far()), r"label .* origin by 6\.00 mm"),
     "18 NaN": (lambda f: with_voxel(image(f), np.nan, np.float32), r"1 voxels that are not numbers"),
     "19 constant": (lambda f: save(image(f), np.full(SHAPE, 7, np.int16)), r"a_0000\.nii\.gz is constant \(7\)"),
@@ -114,8 +114,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(f, labels={"background": 0, "ignore": 1, "spleen": 2}),
         r"ignore must be 3 \(max label 2 \+ 1\); found 1",
     ),
-    "25 ignore misnamed": (lambda f: edit_json(f, labels=LABELS | {"Ignore": 3}), r"'Ignore' .* must be named 'ignore'"),
-    "27 scribble values": (lambda f: with_voxel(image(f, 2), 3, np.uint8), r"scribble channel .*a_0002.* holds 0, 1, 3"),
+    "25 ignore misnamed": (lambda f: edit_json(f, labels=LABELS | {"Ignore": 3}), r"'Ignore' .* be named 'ignore'"),
+    "27 scribble values": (lambda f: with_voxel(image(f, 2), 3, np.uint8), r"scribble channel .* holds 0, 1, 3"),
     "28 scribble shape": (
         lambda f: save(image(f, 3), np.zeros((16, 14, 5), np.uint8)), r"scribble .*a_0003\.nii\.gz has shape 16x14x5",
     ),
@@ -171,6 +171,21 @@ def test_cases_listed_in_dataset_json(folder: Path) -> None:
     assert verify_raw_dataset(folder) == []
     label(folder).unlink()
     assert any("a.nii.gz does not exist" in problem for problem in verify_raw_dataset(folder))
+
+
+def test_shear_matters_only_to_itk(folder: Path) -> None:
+    """Row 16: nibabel, which our data sets ask for, reads sheared directions; nnU-Net's default reader does not."""
+    affine = AFFINE.copy()
+    affine[0, 1] = 0.003 * 1.5
+    for path in (*(image(folder, channel) for channel in range(4)), label(folder)):
+        sheared = nibabel.Nifti1Image(np.asanyarray(nibabel.load(path).dataobj), affine)
+        sheared.set_qform(None, 0)
+        sheared.set_sform(affine, 1)
+        nibabel.save(sheared, path)
+    assert verify_raw_dataset(folder) == []
+    edit_json(folder, overwrite_image_reader_writer=None)
+    problems = verify_raw_dataset(folder)
+    assert len(problems) == 5 and all("ITK cannot read" in problem for problem in problems)
 
 
 def test_regions_are_legal(folder: Path) -> None:

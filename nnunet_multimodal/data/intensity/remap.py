@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
 
-SAMPLED_VOXELS = 4096  # quantiles from a regular sample: sorting a 3D patch would cost more than the rest of the chain
+SAMPLED_VOXELS = 1024  # quantiles from a regular sample: sorting a 3D patch would cost more than the rest of the chain
 SATURATION = 0.005  # share of the voxels beyond either end of the curve; one bright vessel must not set the range
 SMALLEST_STEP = 0.06  # between two knots, as a share of the intensity range; steeper curves show noise as structure
 LEAST_RISE = 0.1  # of a monotone curve between two knots, as a share of the largest: no two tissues quite merge
+IN_CACHE = 65536  # voxels worked on at a time; passes over a whole 3D patch would wait for memory
 AIR = (0.02, 0.10)  # where in the intensity range air ends, as a share of it: noise and ghosts, but no tissue yet
 RISING, FALLING, ARBITRARY = range(3)
 
@@ -37,61 +40,68 @@ class Remap(ImageOnlyTransform):
 
     def get_parameters(self, **data_dict: Any) -> dict:
         inner = np.random.randint(self.knots[0], self.knots[1] + 1)
-        knots = np.concatenate([[0.0], np.sort(np.random.uniform(size=inner)), [1.0]])
         kind = np.random.randint(3)
         if kind == ARBITRARY:
-            levels = np.random.uniform(size=inner + 2)
+            levels = np.random.uniform(size=inner + 2).tolist()
         else:
-            levels = np.cumsum(np.random.uniform(LEAST_RISE, 1, size=inner + 2))
+            levels = np.random.uniform(LEAST_RISE, 1, size=inner + 2).cumsum().tolist()
         if kind == FALLING:
-            levels = levels[::-1]
-        air = np.random.uniform(*AIR) if np.random.uniform() < self.p_dark_air else None
-        return {"knots": knots, "levels": levels, "by_quantile": np.random.uniform() < 0.5, "air": air}
+            levels.reverse()
+        return {
+            "knots": [0.0, *sorted(np.random.uniform(size=inner).tolist()), 1.0],
+            "levels": levels,
+            "by_quantile": np.random.uniform() < 0.5,
+            "air": np.random.uniform(*AIR) if np.random.uniform() < self.p_dark_air else None,
+        }
 
     def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
         return torch.stack([self._remap(channel, **params) for channel in img])
 
     @staticmethod
     def _remap(
-        image: torch.Tensor, knots: np.ndarray, levels: np.ndarray, by_quantile: bool, air: float | None
+        image: torch.Tensor, knots: list[float], levels: list[float], by_quantile: bool, air: float | None
     ) -> torch.Tensor:
         sample = np.sort(image.flatten()[:: max(1, image.numel() // SAMPLED_VOXELS)].numpy())
 
-        def quantile(share: float | np.ndarray) -> np.ndarray:
-            return sample[np.rint(np.multiply(share, len(sample) - 1)).astype(int)].astype(float)
+        def quantile(share: float) -> float:
+            return float(sample[round((SATURATION + (1 - 2 * SATURATION) * share) * (len(sample) - 1))])
 
-        low, high = quantile(SATURATION), quantile(1 - SATURATION)
+        low, high = quantile(0), quantile(1)
         if not high > low:
             return torch.zeros_like(image)
-        if by_quantile:
-            positions = quantile(SATURATION + (1 - 2 * SATURATION) * knots)
-        else:
-            positions = low + (high - low) * knots
-        levels = (levels - levels.min()) / (np.ptp(levels) or 1.0)
+        positions = [quantile(knot) if by_quantile else low + (high - low) * knot for knot in knots]
+        darkest, brightest = min(levels), max(levels)
+        levels = [(level - darkest) / (brightest - darkest) for level in levels]
         if air is not None:
             end = low + air * (high - low)
-            levels = np.concatenate([[0.0], [np.interp(end, positions, levels)], levels[positions > end]])
-            positions = np.concatenate([[low], [end], positions[positions > end]])
+            tissue = sum(position <= end for position in positions)  # the first knot above the air
+            positions, levels = (
+                [low, end, *positions[tissue:]],
+                [0.0, float(np.interp(end, positions, levels)), *levels[tissue:]],
+            )
         return piecewise_linear(image, *_spread(positions, levels))
 
 
-def piecewise_linear(image: torch.Tensor, positions: np.ndarray, levels: np.ndarray) -> torch.Tensor:
+def piecewise_linear(image: torch.Tensor, positions: Sequence[float], levels: Sequence[float]) -> torch.Tensor:
     """The curve through (positions, levels), constant beyond its ends, at every voxel.
 
     f(x) = level_0 + sum_i bend_i * (max(x, position_i) - position_i), where bend_i is by how much the slope changes at
     knot i: a few passes of plain arithmetic, and no search for each voxel's interval. Positions must rise.
     """
-    slopes = np.diff(levels) / np.diff(positions)
-    bends = np.diff(slopes, prepend=0.0)
-    image = image.clamp(float(positions[0]), float(positions[-1]))
-    result = image.mul(float(bends[0])).add_(float(levels[0] - bends @ positions[:-1]))
-    above = torch.empty_like(image)
-    for position, bend in zip(positions[1:-1], bends[1:]):
-        result.add_(torch.clamp(image, min=float(position), out=above), alpha=float(bend))
+    knots = list(zip(positions, levels))
+    slopes = [(f1 - f0) / (x1 - x0) for (x0, f0), (x1, f1) in pairwise(knots)]
+    bends = [slope - before for before, slope in pairwise([0.0, *slopes])]
+    constant = levels[0] - sum(bend * position for bend, position in zip(bends, positions))
+    result = torch.empty(image.shape, dtype=image.dtype)  # contiguous, whatever view the image is
+    for part, out in zip(image.reshape(-1).split(IN_CACHE), result.view(-1).split(IN_CACHE)):
+        part = part.clamp(positions[0], positions[-1])
+        torch.mul(part, bends[0], out=out).add_(constant)
+        for position, bend in zip(positions[1:], bends[1:]):
+            out.add_(part.clamp_min(position), alpha=bend)
     return result
 
 
-def _spread(positions: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _spread(positions: Sequence[float], levels: Sequence[float]) -> tuple[list[float], list[float]]:
     """The knots that are ``SMALLEST_STEP`` apart; in between, the curve would be so steep that it shows only noise."""
     gap = SMALLEST_STEP * (positions[-1] - positions[0])
     kept = [0]
@@ -99,4 +109,4 @@ def _spread(positions: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.n
         if positions[i] - positions[kept[-1]] >= gap and positions[-1] - positions[i] >= gap:
             kept.append(i)
     kept.append(len(positions) - 1)
-    return positions[kept], levels[kept]
+    return [positions[i] for i in kept], [levels[i] for i in kept]
