@@ -3,8 +3,8 @@
     python benchmarks/contrasts.py spine_multicontrast     (T1w -> T2w, T2star: one subject, so its T1w was trained on)
     python benchmarks/contrasts.py brain_multicontrast     (trained on one patient's T1; T1 -> T2, FLAIR of the other)
 
-The data sets are folders of ../shared/data (or of $NNUNET_MULTIMODAL_DATA). The contrasts share a grid, so a label of
-the reference is one of every target.
+The data sets are folders of ../shared/data (or of $NNUNET_MULTIMODAL_DATA). The contrasts share a
+grid; each target is judged by its own label where it has one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ SETS = {
 }
 
 
+def label(source: Path, subject: str, contrast: str) -> Path:
+    """The label of a contrast, or the one that all contrasts of the subject share."""
+    own = source / f"labels/{subject}_{contrast}.nii.gz"
+    return own if own.exists() else source / f"labels/{subject}.nii.gz"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=SETS)
@@ -35,12 +41,12 @@ def main() -> None:
     source = DATA / args.set
     work = (args.work / args.set).resolve()
     set_environment(work)
-    subjects = sorted(path.name.split(".")[0] for path in (source / "labels").glob("*.nii.gz"))
+    subjects = sorted(p.name.removesuffix(f"_{reference}.nii.gz") for p in source.glob(f"images/*_{reference}.nii.gz"))
     for subject in train or subjects:
         link(source / f"images/{subject}_{reference}.nii.gz", work / f"train/images/{subject}.nii.gz")
-        link(source / f"labels/{subject}.nii.gz", work / f"train/labels/{subject}.nii.gz")
+        link(label(source, subject, reference), work / f"train/labels/{subject}.nii.gz")
     for subject in test or subjects:
-        link(source / f"labels/{subject}.nii.gz", work / f"test/labels/{subject}.nii.gz")
+        link(label(source, subject, reference), work / f"test/labels/{subject}.nii.gz")
         for contrast in targets:
             link(source / f"images/{subject}_{contrast}.nii.gz", work / f"subjects/{subject}/{contrast}.nii.gz")
         link(source / f"images/{subject}_{reference}.nii.gz", work / f"subjects/{subject}/reference.nii.gz")
@@ -73,7 +79,7 @@ def main() -> None:
         "iterations": args.epochs * args.iterations,
         "dice": {
             f"{subject} {reference} -> {contrast}": dice(
-                work / f"out/{subject}/{contrast}.nii.gz", work / f"test/labels/{subject}.nii.gz", {organ: 1}
+                work / f"out/{subject}/{contrast}.nii.gz", label(source, subject, contrast), {organ: 1}
             )[organ]
             for subject in test or subjects
             for contrast in targets

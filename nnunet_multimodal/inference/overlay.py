@@ -37,7 +37,8 @@ def write_overlay(
         served: int [K, n_target], the reference slice that answered (2d); without it slices are matched by order.
     """
     shown = spread(_filled(segmentation, slice_axis), target.data.shape[slice_axis])
-    figure = Figure(figsize=(3 * len(shown), 6.6), layout="constrained")
+    height = max(_height(reference, slice_axis), _height(target, slice_axis))  # of a picture 3 inches wide
+    figure = Figure(figsize=(3 * len(shown), 2 * (height + 0.3) + 0.4), layout="constrained")
     axes = np.atleast_2d(figure.subplots(2, len(shown), squeeze=False))
     scribbled = np.flatnonzero(_filled(scribbles, slice_axis))
     for column, place in enumerate(shown):
@@ -71,6 +72,12 @@ def spread(filled: np.ndarray, length: int) -> list[int]:
 def colour(label: int) -> tuple[float, float, float, float]:
     """The same colour for the same label in every picture."""
     return colormaps["tab10"]((label - 1) % 10)
+
+
+def _height(volume: Volume, axis: int) -> float:
+    rows, columns = (a for a in range(3) if a != axis)
+    extent = [length * spacing for length, spacing in zip(volume.data.shape, volume.spacing)]
+    return float(np.clip(3 * extent[rows] / extent[columns], 1, 9))
 
 
 def _filled(labels: np.ndarray, axis: int) -> np.ndarray:

@@ -143,6 +143,12 @@ def test_noise_has_the_strength_it_says() -> None:
     assert float((out - x).mean()) == pytest.approx(0, abs=0.005)
 
 
+def test_noise_differs_from_sample_to_sample() -> None:
+    noise, x = Noise(strength=(1, 1), p_rician=0), image((1, 40, 40))
+    first, second = (noise(image=x)["image"] - x for _ in range(2))
+    assert abs(float(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1])) < 0.2
+
+
 def test_rician_noise_brightens_the_dark() -> None:
     """Where there is no signal, magnitudes of noise have the mean sigma * sqrt(pi / 2)."""
     x = torch.zeros(1, 200, 200)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnunet_multimodal.losses import ReferringLoss
 from nnunet_multimodal.networks import ReferringOutput, binary_prompts
 from nnunet_multimodal.networks.crossmr import ABSENT, LOGIT_LIMIT, attended_area, mask_logits, pool_over_batch
-from nnunet_multimodal.networks.query_decoder import Attention
+from nnunet_multimodal.networks.query_decoder import Attention, QueryLayer
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -85,6 +85,77 @@ def test_attention_equals_torchs_own() -> None:
         visible[..., 0] = True
         expected, _ = theirs(query, key, value, attn_mask=~visible.repeat_interleave(2, 0))
         torch.testing.assert_close(ours(query, key, value, visible), expected, atol=1e-6, rtol=1e-5)
+
+
+def slow_attention(module: Attention, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+    """One query [d] on keys and values [S, d], of which only the visible ones exist."""
+    heads, width = module.heads, query.shape[0]
+    q, k, v = module.to_query(query), module.to_key(key[visible]), module.to_value(value[visible])
+    mixed = []
+    for part in torch.arange(width).view(heads, -1):
+        weight = (k[:, part] @ q[part] / len(part) ** 0.5).softmax(0)
+        mixed.append(weight @ v[:, part])
+    return module.to_output(torch.cat(mixed))
+
+
+@pytest.mark.parametrize("tokens_first", [True, False])
+def test_a_layer_equals_a_loop_over_its_queries(tokens_first: bool) -> None:
+    """Pre-norm; positions on queries and keys, not on values; the tokens carry none."""
+    torch.manual_seed(0)
+    layer = QueryLayer(8, 2, 12, tokens_first)
+    for norm in (layer.self_norm, layer.cross_norm, layer.feed_norm, layer.token_norm, layer.target_norm):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    queries, position, tokens = torch.randn(2, 2, 3, 8), torch.randn(3, 8), torch.randn(2, 2, 4, 8)
+    target, target_position = torch.randn(2, 5, 8), torch.randn(5, 8)
+    tokens_visible, seen = torch.rand(2, 2, 4) < 0.6, torch.rand(2, 2, 3, 5) < 0.5
+    seen[..., 0] = True
+
+    def attend_organ(state: Tensor) -> Tensor:
+        moved = torch.zeros_like(state)
+        for b, k, i in np.ndindex(2, 2, 3):
+            own = layer.self_norm(state[b, k])
+            given = layer.token_norm(tokens[b, k])
+            keys, values = torch.cat((own + position, given)), torch.cat((own, given))
+            visible = torch.cat((torch.ones(3, dtype=torch.bool), tokens_visible[b, k]))
+            moved[b, k, i] = slow_attention(layer.self_attention, (own + position)[i], keys, values, visible)
+        return state + moved
+
+    def attend_target(state: Tensor) -> Tensor:
+        moved = torch.zeros_like(state)
+        for b, k, i in np.ndindex(2, 2, 3):
+            image = layer.target_norm(target[b])
+            query = layer.cross_norm(state[b, k, i]) + position[i]
+            moved[b, k, i] = slow_attention(
+                layer.cross_attention, query, image + target_position, image, seen[b, k, i]
+            )
+        return state + moved
+
+    with torch.no_grad():
+        steps = (attend_organ, attend_target) if tokens_first else (attend_target, attend_organ)
+        expected = steps[1](steps[0](queries))
+        expected = expected + layer.feed_forward(layer.feed_norm(expected))
+        found = layer(queries, position, tokens, tokens_visible, target, target_position, seen)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_go_from_coarse_to_fine_and_look_where_the_last_mask_was() -> None:
+    network = make_referring(2, features=(4, 6, 8, 8), layers=4, levels=3).eval()
+    calls: list[tuple[Any, ...]] = []
+    for layer in network.layers:
+        layer.register_forward_hook(lambda _, arguments, __: calls.append(arguments))
+    x = stacked(2)
+    with torch.no_grad():
+        prompt = network.prompt(x[:, 1:2], x[:, 2:] > 0)
+        output = network.refer(x[:, :1], prompt)
+    sizes = [torch.Size((2, 1)), torch.Size((4, 2)), torch.Size((8, 4)), torch.Size((2, 1))]
+    for number, (_, _, tokens, _, target, position, seen) in enumerate(calls):
+        assert target.shape[1] == position.shape[0] == sizes[number].numel()
+        assert torch.equal(tokens, prompt.tokens[number % 3])
+        if number == 0:
+            assert seen is None
+        else:
+            assert torch.equal(seen, attended_area(output.masks[number - 1], sizes[number]))
 
 
 def test_pooled_tokens_are_the_organs_own_tokens_of_any_entry() -> None:
