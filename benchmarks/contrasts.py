@@ -18,7 +18,8 @@ from main_job import dice, link, run, set_environment, shrink_plans
 DATA = Path(os.environ.get("NNUNET_MULTIMODAL_DATA", Path(__file__).resolve().parents[2] / "shared/data"))
 # data set: (organ, reference contrast, target contrasts, training subjects, test subjects, spacing z y x in mm or None)
 SETS = {
-    "spine_multicontrast": ("spinal_cord", "T1w", ("T1w", "T2w", "T2star"), None, None, None),
+    # 1.01: the pixels are cubes, and nnU-Net's 2d slices are to be axial
+    "spine_multicontrast": ("spinal_cord", "T1w", ("T1w", "T2w", "T2star"), None, None, ("1.01", "1", "1")),
     "brain_multicontrast": ("lesion", "T1", ("T1", "T2", "FLAIR"), ("ms07",), ("ms19",), ("1.5", "1.5", "1.5")),
 }
 

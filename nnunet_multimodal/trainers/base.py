@@ -17,6 +17,7 @@ from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseT
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -272,6 +273,11 @@ def keep_padding_unlabelled(transforms: list[BasicTransform], ignore_label: int 
     if ignore_label is None:
         return list(transforms)
     return [RemoveLabelTansform(-1, ignore_label) if isinstance(t, RemoveLabelTansform) else t for t in transforms]
+
+
+def thick_axes(stock: list[BasicTransform]) -> tuple[int, ...] | None:
+    """The axis along which nnU-Net augments slice by slice, because its voxels are too thick to be blurred together."""
+    return (0,) if any(isinstance(transform, Convert2DTo3DTransform) for transform in stock) else None
 
 
 def is_intensity(transform: BasicTransform) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
 from nnunet_multimodal.data.contrast import TargetContrast
-from nnunet_multimodal.trainers.base import MultimodalTrainer, is_intensity
+from nnunet_multimodal.trainers.base import MultimodalTrainer, is_intensity, thick_axes
 
 
 class nnUNetTrainerContrastAug(MultimodalTrainer):
@@ -20,4 +20,4 @@ class nnUNetTrainerContrastAug(MultimodalTrainer):
         """Puts the chain where nnU-Net's intensity transforms begin."""
         at = next(i for i, transform in enumerate(stock) if is_intensity(transform))
         kept = [transform for transform in stock if not is_intensity(transform)]
-        return [*kept[:at], TargetContrast(), *kept[at:]]
+        return [*kept[:at], TargetContrast(ignore_axes=thick_axes(stock)), *kept[at:]]

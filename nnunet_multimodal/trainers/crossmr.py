@@ -18,7 +18,7 @@ from nnunet_multimodal.data.prompts import KeepChannels
 from nnunet_multimodal.errors import DataProblem
 from nnunet_multimodal.losses import ReferringLoss
 from nnunet_multimodal.networks import CrossMRNetwork, ReferringOutput
-from nnunet_multimodal.trainers.base import MultimodalTrainer, is_intensity
+from nnunet_multimodal.trainers.base import MultimodalTrainer, is_intensity, thick_axes
 from nnunet_multimodal.trainers.schedule import WarmupPoly
 from nnunet_multimodal.trainers.settings import read_settings
 
@@ -156,13 +156,13 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
         masked = any(isinstance(t, MaskImageTransform) and 1 in t.apply_to_channels for t in stock)
         at = next(i for i, t in enumerate(geometry) if isinstance(t, RemoveLabelTansform))
         mask = [MaskImageTransform(apply_to_channels=[0, 1], channel_idx_in_seg=0, set_outside_to=0)] if masked else []
-        return [KeepChannels([1]), *geometry[:at], self.pairing(intensity), *mask, *geometry[at:]]
+        return [KeepChannels([1]), *geometry[:at], self.pairing(intensity, thick_axes(stock)), *mask, *geometry[at:]]
 
-    def pairing(self, stock_intensity: BasicTransform | None) -> ReferringPair:
-        """What makes target, reference and scribbles of one image."""
+    def pairing(self, stock_intensity: BasicTransform | None, thick: tuple[int, ...] | None = None) -> ReferringPair:
+        """What makes target, reference and scribbles of one image; thick: axes that low resolution leaves alone."""
         organs = self.label_manager.foreground_labels
         if self.settings["paired_augmentation"]:
-            return ReferringPair(organs, TargetContrast(), ReferenceContrast(), ReferenceJitter())
+            return ReferringPair(organs, TargetContrast(ignore_axes=thick), ReferenceContrast(), ReferenceJitter())
         return ReferringPair(organs, stock_intensity, None, None, paired=False)
 
     def get_validation_transforms(

@@ -120,6 +120,7 @@ def save_cases(folder: Path, channels: int, organs: int = len(ORGANS), cases: tu
             segmentation[0, 1:5, corner : corner + 7, 5:13] = label
         data = rng.normal(0, 0.3, (channels, *segmentation.shape[1:])).astype(np.float32)
         data += segmentation
+        data[1:] = data[:1]  # as converted: target and reference are one image, until something is done to them
         for label in labels[: max(0, channels - 1)] if channels > 1 else []:
             data[channels - organs + label - 1] = 0
             data[channels - organs + label - 1, 2, (label - 1) * 9 + number % 3 + 3, 6:12] = 1
