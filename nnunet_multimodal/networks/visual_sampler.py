@@ -51,8 +51,9 @@ def sample_features(features: Tensor, coordinates: Tensor) -> Tensor:
         [B, K, T, C].
     """
     batch, organs, points, ndim = coordinates.shape
-    grid = coordinates.view(batch, *[1] * (ndim - 1), organs * points, ndim).to(features.dtype)
-    sampled = F.grid_sample(features, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    grid = coordinates.view(batch, *[1] * (ndim - 1), organs * points, ndim)
+    # In fp32: half precision moves a point by up to 0.06 pixels in 256.
+    sampled = F.grid_sample(features.float(), grid.float(), mode="bilinear", padding_mode="border", align_corners=False)
     return sampled.reshape(batch, features.shape[1], organs, points).permute(0, 2, 3, 1)
 
 

@@ -65,6 +65,8 @@ class MultimodalTrainer(nnUNetTrainer):
         "starting_model": None,  # checkpoint file or result folder whose fitting weights training starts from
     }
 
+    fixed_settings: ClassVar[dict[str, Any]] = {}  # what makes an ablation one; wins over the plans
+
     def __init__(
         self,
         plans: dict,
@@ -73,7 +75,9 @@ class MultimodalTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's signature, which it inspects
     ) -> None:
-        self.settings = fill_settings(plans, configuration, self.settings_defaults, _all_settings())
+        self.settings = fill_settings(
+            plans, configuration, self.settings_defaults, _all_settings(), self.fixed_settings
+        )
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = self.settings["initial_lr"]
         self.weight_decay = self.settings["weight_decay"]
@@ -260,7 +264,16 @@ class MultimodalTrainer(nnUNetTrainer):
         path, message = readable_checkpoint(Path(filename_or_checkpoint))
         if message:
             self.print_to_log_file(message)
-        super().load_checkpoint(str(path))
+        try:
+            super().load_checkpoint(str(path))
+        except RuntimeError as error:
+            if "state_dict" not in str(error):
+                raise
+            raise UsageError(
+                f"{path} does not fit this network: {str(error).splitlines()[-1].strip()} It was trained with other "
+                f"plans or settings; go on with those ({join(self.output_folder_base, 'plans.json')}), or train anew "
+                "without --c."
+            ) from error
 
 
 def after_labels(transforms: list[BasicTransform]) -> int:

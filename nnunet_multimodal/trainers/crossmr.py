@@ -153,10 +153,15 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
         """One image through nnU-Net's geometry, then two appearances and fresh scribbles."""
         geometry = [t for t in stock if not is_intensity(t) and not isinstance(t, MaskImageTransform)]
         intensity = ComposeTransforms([t for t in stock if is_intensity(t)])
-        masked = any(isinstance(t, MaskImageTransform) and 1 in t.apply_to_channels for t in stock)
         at = next(i for i, t in enumerate(geometry) if isinstance(t, RemoveLabelTansform))
-        mask = [MaskImageTransform(apply_to_channels=[0, 1], channel_idx_in_seg=0, set_outside_to=0)] if masked else []
-        return [KeepChannels([1]), *geometry[:at], self.pairing(intensity, thick_axes(stock)), *mask, *geometry[at:]]
+        pair = [self.pairing(intensity, thick_axes(stock)), *self.masking()]
+        return [KeepChannels([1]), *geometry[:at], *pair, *geometry[at:]]
+
+    def masking(self) -> list[BasicTransform]:
+        """Where nnU-Net normalised inside the non-zero region only, both appearances are 0 outside of it."""
+        if not self.configuration_manager.use_mask_for_norm[1]:
+            return []
+        return [MaskImageTransform(apply_to_channels=[0, 1], channel_idx_in_seg=0, set_outside_to=0)]
 
     def pairing(self, stock_intensity: BasicTransform | None, thick: tuple[int, ...] | None = None) -> ReferringPair:
         """What makes target, reference and scribbles of one image; thick: axes that low resolution leaves alone."""
@@ -174,7 +179,7 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
         )
         if not self.settings["paired_augmentation"]:
             return stock
-        return ComposeTransforms([KeepChannels([1]), self.pairing(None), *stock.transforms])
+        return ComposeTransforms([KeepChannels([1]), self.pairing(None), *self.masking(), *stock.transforms])
 
 
 class Objective(nn.Module):
@@ -198,25 +203,22 @@ class Objective(nn.Module):
 class nnUNetTrainerCrossMR_noVisualTokens(nnUNetTrainerCrossMR):
     """The queries never see the scribble's tokens; only the score of each query does."""
 
-    settings_defaults: ClassVar[dict[str, Any]] = {**nnUNetTrainerCrossMR.settings_defaults, "visual_tokens": False}
+    fixed_settings: ClassVar[dict[str, Any]] = {"visual_tokens": False}
 
 
 class nnUNetTrainerCrossMR_noOrganMatch(nnUNetTrainerCrossMR):
     """Any query may answer for any organ."""
 
-    settings_defaults: ClassVar[dict[str, Any]] = {**nnUNetTrainerCrossMR.settings_defaults, "organ_queries": False}
+    fixed_settings: ClassVar[dict[str, Any]] = {"organ_queries": False}
 
 
 class nnUNetTrainerCrossMR_noPairedAug(nnUNetTrainerCrossMR):
     """Target and reference are the same image, under nnU-Net's own intensity transforms."""
 
-    settings_defaults: ClassVar[dict[str, Any]] = {
-        **nnUNetTrainerCrossMR.settings_defaults,
-        "paired_augmentation": False,
-    }
+    fixed_settings: ClassVar[dict[str, Any]] = {"paired_augmentation": False}
 
 
 class nnUNetTrainerCrossMR_visualAcrossBatch(nnUNetTrainerCrossMR):
     """An organ's tokens come from the whole batch."""
 
-    settings_defaults: ClassVar[dict[str, Any]] = {**nnUNetTrainerCrossMR.settings_defaults, "pool_batch_tokens": True}
+    fixed_settings: ClassVar[dict[str, Any]] = {"pool_batch_tokens": True}

@@ -16,7 +16,9 @@ from nnunet_multimodal.errors import UsageError
 SECTION = "nnunet_multimodal"
 
 
-def fill_settings(plans: dict, configuration: str, defaults: dict[str, Any], foreign: set[str]) -> dict[str, Any]:
+def fill_settings(
+    plans: dict, configuration: str, defaults: dict[str, Any], foreign: set[str], fixed: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Defaults, overridden by the plans' section, written back into ``plans`` in place.
 
     Args:
@@ -24,6 +26,7 @@ def fill_settings(plans: dict, configuration: str, defaults: dict[str, Any], for
         configuration: ``2d``, ``3d_fullres``, ...; a section of a configuration it inherits from counts.
         defaults: every key that the trainer knows.
         foreign: keys that belong to other trainers: the plans are shared, so they are left out, not refused.
+        fixed: what makes an ablation one; the plans cannot undo it.
 
     Raises:
         UsageError: an unknown key, or a value of another type than the default.
@@ -42,6 +45,7 @@ def fill_settings(plans: dict, configuration: str, defaults: dict[str, Any], for
         if not _fits(value, default):
             raise UsageError(f"{where}[{key!r}]: expected {_kind(default)}, found {value!r}.")
         settings[key] = value
+    settings |= fixed or {}
     plans["configurations"][configuration][SECTION] = settings
     return settings
 

@@ -157,9 +157,17 @@ def test_plans_are_shared_between_trainers(nnunet_folders: dict[str, str]) -> No
 )
 def test_an_ablation_differs_in_one_setting(name: str, setting: str) -> None:
     full, ablation = trainers.nnUNetTrainerCrossMR, getattr(trainers, f"nnUNetTrainerCrossMR_{name}")
-    changed = {k for k, v in ablation.settings_defaults.items() if full.settings_defaults[k] != v}
-    assert changed == {setting}
-    assert ablation.settings_defaults[setting] is not full.settings_defaults[setting]
+    assert ablation.settings_defaults == full.settings_defaults and not full.fixed_settings
+    assert ablation.fixed_settings == {setting: not full.settings_defaults[setting]}
+
+
+def test_plans_of_another_result_folder_do_not_undo_an_ablation() -> None:
+    full = make_trainer("nnUNetTrainerCrossMR").settings
+    assert full["visual_tokens"] is True
+    ablation = make_trainer("nnUNetTrainerCrossMR_noVisualTokens", visual_tokens=True)
+    assert ablation.settings["visual_tokens"] is False
+    section = ablation.plans_manager.plans["configurations"]["2d"][SECTION]
+    assert section["visual_tokens"] is False, "prediction builds the network from there"
 
 
 def test_the_plans_that_a_test_makes_are_new_each_time() -> None:
