@@ -20,7 +20,6 @@ setup(
         "torch!=2.9.*",  # nnU-Net excludes it: slow and memory-hungry 3D convolutions under AMP (pytorch#166122)
         "numpy",
         "scipy",
-        "scikit-image",
         "nibabel",
         "matplotlib",
         "tqdm",

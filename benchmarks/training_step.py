@@ -45,7 +45,7 @@ def step(trainer) -> tuple[float, float]:
     begin = time.perf_counter()
     batch = next(trainer.dataloader_train)
     middle = time.perf_counter()
-    trainer.train_step(batch)
+    trainer.train_step(batch)  # ends with the loss on the CPU, so the device is done
     return middle - begin, time.perf_counter() - middle
 
 
@@ -72,6 +72,11 @@ def memory(trainer) -> int:
     return sum(size for pointer, size in kept.items() if pointer not in own) + 2 * parameters + states
 
 
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def predict(stock, crossmr, targets: int) -> tuple[float, float]:
     """Seconds for one slice in `targets` contrasts: stock on each, and one reference kept for all."""
     size = stock.configuration_manager.patch_size
@@ -85,10 +90,12 @@ def predict(stock, crossmr, targets: int) -> tuple[float, float]:
         begin = time.perf_counter()
         for _ in range(targets):
             stock.network(x)
+        wait(stock.device)
         middle = time.perf_counter()
         prompt = network.prompt(x[:, :1], scribbles)
         for _ in range(targets):
             network.segment(x[:, :1], prompt)
+        wait(stock.device)
         end = time.perf_counter()
     stock.set_deep_supervision_enabled(True)
     stock.network.train(), crossmr.network.train()

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks all that can be checked without torch, then predicts subject by subject."""
     subjects = _subjects(args)
-    _check_outputs(subjects)
+    _check_outputs(subjects, args.output)
     if math.isnan(args.reach) or args.reach < 0:
         raise UsageError(f"--reach {args.reach}: expected millimetres, 0 or more, or inf.")
     if args.model_folder is None:
@@ -91,7 +92,7 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
     if args.subjects is not None:
         if any(value is not None for value in single):
             raise UsageError("--subjects replaces --reference, --scribbles and --targets: give one or the other.")
-        return _subject_folders(args.subjects)
+        return _subject_folders(args.subjects, args.output)
     if any(value is None for value in single):
         raise UsageError("give --reference, --scribbles and --targets, or --subjects DIR.")
     for path in (args.reference, args.scribbles, *args.targets):
@@ -100,11 +101,13 @@ def _subjects(args: argparse.Namespace) -> list[Subject]:
     return [Subject("", args.reference, args.scribbles, tuple(args.targets))]
 
 
-def _subject_folders(root: Path) -> list[Subject]:
+def _subject_folders(root: Path, output: Path) -> list[Subject]:
     if not root.is_dir():
         raise DataProblem(f"{root} is no folder.")
     subjects = []
     for folder in sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")):
+        if folder.resolve() == output.resolve():
+            continue  # results of an earlier run
         images = {_stem(f): f for f in sorted(folder.iterdir()) if f.name.endswith(ENDINGS)}
         reference = images.pop("reference", folder / "reference.nii.gz")
         scribbles = images.pop("scribbles", folder / "scribbles.nii.gz")
@@ -114,14 +117,18 @@ def _subject_folders(root: Path) -> list[Subject]:
     return subjects
 
 
-def _check_outputs(subjects: list[Subject]) -> None:
-    """Two targets must not fight for one result."""
+def _check_outputs(subjects: list[Subject], output: Path) -> None:
+    """Two targets must not fight for one result, and no result may take the place of an image."""
+    inputs = {path.resolve() for s in subjects for path in (s.reference, s.scribbles, *s.targets)}
     for subject in subjects:
         seen: dict[str, Path] = {}
         for target in subject.targets:
             other = seen.setdefault(_stem(target), target)
             if other is not target:
                 raise UsageError(f"{other} and {target} would both be written to {_stem(target)}.nii.gz; rename one.")
+            result = output / subject.name / f"{_stem(target)}.nii.gz"
+            if result.resolve() in inputs:
+                raise UsageError(f"{result} is one of the images and would be overwritten; choose another -o.")
 
 
 def _stem(path: Path) -> str:
@@ -150,12 +157,14 @@ def _predict_all(args: argparse.Namespace, predictor: Any, folder: Path, subject
 
     report: dict[str, Any] = {"model": str(folder), "reach_mm": str(args.reach), "results": [], "failed": []}
     total = sum(max(1, len(subject.targets)) for subject in subjects)
-    with tqdm(total=total, unit="target", disable=None) as bar:
-        for subject in subjects:
-            bar.set_description(subject.name or subject.reference.name)
-            _predict_subject(args, predictor, subject, report, bar)
-    args.output.mkdir(parents=True, exist_ok=True)
-    _write_json(args.output / "refer.json", report)
+    try:
+        with tqdm(total=total, unit="target", disable=None) as bar:
+            for subject in subjects:
+                bar.set_description(subject.name or subject.reference.name)
+                _predict_subject(args, predictor, subject, report, bar)
+    finally:  # also what an interrupted run has finished
+        args.output.mkdir(parents=True, exist_ok=True)
+        _write_json(args.output / "refer.json", report)
     _print_table(report)
     if not report["failed"]:
         return 0
@@ -179,15 +188,15 @@ def _predict_subject(args: argparse.Namespace, predictor: Any, subject: Subject,
         reference, scribbles = _read_reference(args, predictor, subject)
         encoded = predictor.reference(reference, scribbles)
         prompts = predictor.encode(encoded)
-    except MultimodalError as error:
-        _fail(report, bar, subject, str(subject.reference), error)
+    except Exception as error:
+        _fail(args, report, bar, subject, str(subject.reference), error)
         bar.update(max(1, len(waiting)))
         return
     for target in waiting:
         try:
             report["results"].append(_predict_target(args, predictor, subject, target, encoded, prompts, scribbles))
-        except MultimodalError as error:
-            _fail(report, bar, subject, str(target), error)
+        except Exception as error:  # out of memory on one big target must not cost the other subjects
+            _fail(args, report, bar, subject, str(target), error)
         bar.update()
 
 
@@ -245,9 +254,16 @@ def _organs(predictor: Any) -> dict[str, int]:
     return {name: value for name, value in labels.items() if value in predictor.organs}
 
 
-def _fail(report: dict, bar: Any, subject: Subject, what: str, error: MultimodalError) -> None:
-    report["failed"].append({"subject": subject.name, "file": what, "error": str(error), "exit_code": error.exit_code})
-    bar.write(f"error: {error}")
+def _fail(args: argparse.Namespace, report: dict, bar: Any, subject: Subject, what: str, error: Exception) -> None:
+    message, code = str(error), 1
+    if isinstance(error, MultimodalError):
+        code = error.exit_code
+    else:
+        if getattr(args, "debug", False):
+            raise error
+        message = f"{what}: {type(error).__name__}: {error}"
+    report["failed"].append({"subject": subject.name, "file": what, "error": message, "exit_code": code})
+    bar.write(f"error: {message}", file=sys.stderr)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

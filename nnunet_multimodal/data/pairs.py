@@ -119,9 +119,12 @@ class ReferringPair(BasicTransform):
         # the chains work in place, hence the copies
         clean, labels = data_dict["image"].float(), data_dict["segmentation"][:1]
         target = self._changed(self.target, {"image": clean.clone()}, params["target"])["image"]
+        # what nnU-Net padded stays 0, as it is at prediction; air is not exactly 0 after normalisation
+        target[(clean == 0) & (labels == -1)] = 0
         seen = {"image": clean.clone() if self.paired else target.clone(), "segmentation": labels}
         seen = self._changed(self.jitter, seen, params["jitter"])
-        reference = self._changed(self.reference, {"image": seen["image"]}, params["reference"])["image"]
+        reference = self._changed(self.reference, {"image": seen["image"].clone()}, params["reference"])["image"]
+        reference[(seen["image"] == 0) & (seen["segmentation"] == -1)] = 0
         rng = np.random.default_rng(params["seed"])
         scribbles = scribble_channels(
             seen["segmentation"][0].numpy(), self.organs, rng, self.scribble_scale, self.slices_3d

@@ -16,6 +16,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Im
 
 from nnunet_multimodal.data.scribbles import scribble_scale, simulate_scribble
 from nnunet_multimodal.errors import UsageError
+from nnunet_multimodal.networks.unet import binary_prompts
 
 SLICES_3D = (1, 4)  # how many slices of a volume a reader scribbles on, for one organ
 
@@ -32,7 +33,7 @@ class KeepChannels(ImageOnlyTransform):
 
 
 class PromptsToSegmentation(BasicTransform):
-    """Before geometry: image channels ``channels`` become the last segmentation channels, 1 above 0.5 and else 0."""
+    """Before geometry: image channels ``channels`` become the last segmentation channels, 1 or 0."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class PromptsToSegmentation(BasicTransform):
     def apply(self, data_dict: dict, **params: Any) -> dict:
         image, segmentation = data_dict["image"], data_dict["segmentation"]
         moved = {c % len(image) for c in self.channels}
-        prompts = (image[self.channels] > 0.5).to(segmentation.dtype)
+        prompts = binary_prompts(image[self.channels][None])[0].to(segmentation.dtype)
         data_dict["image"] = image[[c for c in range(len(image)) if c not in moved]]
         data_dict["segmentation"] = torch.cat([segmentation, prompts])
         return data_dict

@@ -11,10 +11,11 @@ def sided_pairs(label_names: list[str]) -> list[tuple[str, str]]:
     """Pairs of names that differ only in the side.
 
     Example:
-        >>> sided_pairs(["liver", "right_kidney", "left_kidney", "Lung L", "Lung R"])
-        [('left_kidney', 'right_kidney'), ('Lung L', 'Lung R')]
+        >>> sided_pairs(["liver", "right_kidney", "left_kidney", "LungL", "LungR"])
+        [('left_kidney', 'right_kidney'), ('LungL', 'LungR')]
     """
-    words = {name: tuple(re.findall(r"[a-z0-9]+", name.lower())) for name in label_names}
+    spaced = {name: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) for name in label_names}  # LeftKidney
+    words = {name: tuple(re.findall(r"[a-z0-9]+", text.lower())) for name, text in spaced.items()}
     by_words = {w: name for name, w in words.items()}
     pairs = []
     for name in label_names:

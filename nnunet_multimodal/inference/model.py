@@ -55,7 +55,10 @@ def load_referring_model(
         if not (folder / name).is_file():
             raise EnvironmentProblem(f"{folder} holds no {name}: this is no result folder of nnUNetv2_train.")
     if folds is None:
-        folds = sorted(f.name.removeprefix("fold_") for f in folder.glob("fold_*") if any(f.glob("checkpoint_*.pth")))
+        trained = sorted(folder.glob("fold_*/checkpoint_*.pth"))
+        wanted = [path for path in trained if path.name == checkpoint] or trained
+        folds = sorted({path.parent.name.removeprefix("fold_") for path in wanted})
+        folds = [fold for fold in folds if fold != "all"] or folds  # as nnUNetv2_predict: the five, not all with them
     if not folds:
         raise EnvironmentProblem(f"no fold in {folder} has a checkpoint: the training has not saved one yet.")
     names = set()

@@ -54,7 +54,7 @@ def write_overlay(
     handles = [
         matplotlib.lines.Line2D([], [], color=colour(label), linewidth=3, label=name) for name, label in organs.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp.png")
     figure.savefig(temporary, dpi=100)
@@ -71,7 +71,7 @@ def spread(filled: np.ndarray, length: int) -> list[int]:
 
 def colour(label: int) -> tuple[float, float, float, float]:
     """The same colour for the same label in every picture."""
-    return colormaps["tab10"]((label - 1) % 10)
+    return colormaps["tab20"](2 * (label - 1) % 19)
 
 
 def _height(volume: Volume, axis: int) -> float:

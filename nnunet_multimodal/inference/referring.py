@@ -6,6 +6,7 @@ reference volume's tokens serve every tile. The sliding window, the resampling a
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from nnunet_multimodal.data.slices import SliceMatch, match_slices, nearest_scri
 from nnunet_multimodal.networks import CrossMRNetwork, Prompt
 from nnunet_multimodal.networks.crossmr import ABSENT
 
-MAX_WINDOWS = 8  # 3d: windows in which the reference is encoded; scribbles further apart than that are left out
+MAX_WINDOWS = 64  # 3d: windows in which the reference is encoded, once; more than any body needs
 
 
 @dataclass
@@ -225,16 +226,20 @@ class ReferringPredictor:
         first = prepared.properties["bbox_used_for_cropping"][0][0]
         to_slice = self._prepared_slices(reference.prepared)
         mixed: dict[tuple[int, ...], Prompt] = {}
-        for place in range(prepared.image.shape[1]):
-            sources = tuple(to_slice[s] if s >= 0 else -1 for s in served[:, first + place])
+        places = range(prepared.image.shape[1])
+
+        def sources_of(place: int) -> tuple[int, ...]:
+            return tuple(to_slice[s] if s >= 0 else -1 for s in served[:, first + place])
+
+        for sources, run in itertools.groupby(places, sources_of):  # neighbours with the same prompt in one go
             if not any(s in prompts for s in sources):
                 continue
             if sources not in mixed:
                 mixed[sources] = mix_prompts(prompts, sources)
             self.prompted.prompt = mixed[sources]
-            logits[:, place] = self.predictor.predict_sliding_window_return_logits(
-                prepared.image[:, place : place + 1]
-            )[:, 0].float()
+            together = list(run)
+            part = slice(together[0], together[-1] + 1)
+            logits[:, part] = self.predictor.predict_sliding_window_return_logits(prepared.image[:, part]).float().cpu()
         return logits
 
     def _to_prepared(self, voxels: np.ndarray, prepared: Prepared) -> np.ndarray:

@@ -23,13 +23,15 @@ def matching_cost(mask_logits: Tensor, targets: Tensor, bce: float = 2.0, dice: 
     Returns:
         [B, G, T, Q].
     """
-    logits, targets = mask_logits.float().flatten(3), targets.float().flatten(3)
-    pixels = logits.shape[-1]
-    cross_entropy = F.softplus(logits).mean(-1).unsqueeze(2) - targets @ logits.transpose(2, 3) / pixels
-    probability = logits.sigmoid()
-    overlap = targets @ probability.transpose(2, 3)
-    total = probability.sum(-1).unsqueeze(2) + targets.sum(-1).unsqueeze(3)
-    return bce * cross_entropy + dice * (1 - (2 * overlap + 1) / (total + 1))
+    # nnU-Net calls the loss under autocast, whose half-precision products overflow on a large organ.
+    with torch.autocast(mask_logits.device.type, enabled=False):
+        logits, targets = mask_logits.float().flatten(3), targets.float().flatten(3)
+        pixels = logits.shape[-1]
+        cross_entropy = F.softplus(logits).mean(-1).unsqueeze(2) - targets @ logits.transpose(2, 3) / pixels
+        probability = logits.sigmoid()
+        overlap = targets @ probability.transpose(2, 3)
+        total = probability.sum(-1).unsqueeze(2) + targets.sum(-1).unsqueeze(3)
+        return bce * cross_entropy + dice * (1 - (2 * overlap + 1) / (total + 1))
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ from nnunet_multimodal.networks.unet import binary_prompts, decoder_features
 from nnunet_multimodal.networks.visual_sampler import VisualSampler, mean_feature, pick_points
 
 ABSENT = -100.0  # logit of an organ without a scribble: sure to lose, harmless to fp16 sums over tiles
-LOGIT_LIMIT = 1000.0  # design.md contract 9; nnU-Net adds tiles up in fp16
+ABSENT_IN_TILE = -1.0  # the stock predictor shows one tile: its neighbour, which overlaps, may hold the scribble
+LOGIT_LIMIT = 500.0  # contract 9 allows 1000, but nnU-Net adds up to eight tiles with a weight of 10 in fp16
 
 
 class Prompt(NamedTuple):
@@ -141,7 +142,7 @@ class CrossMRNetwork(nn.Module):
             if self.cross_sample > 0:
                 prompt = self._swap_prompts(prompt)
             return self.refer(x[:, :1], prompt)
-        return self.segment(x[:, :1], prompt)
+        return self.segment(x[:, :1], prompt, ABSENT_IN_TILE)
 
     def prompt(self, reference: Tensor, scribbles: Tensor) -> Prompt:
         """Encodes the reference once. reference [B, 1, ...], scribbles bool [B, K, ...] on the same grid."""
@@ -154,14 +155,17 @@ class CrossMRNetwork(nn.Module):
             tokens, visible = pool_over_batch(tokens, visible)
         return Prompt(tokens, visible, signature, present)
 
-    def segment(self, target: Tensor, prompt: Prompt) -> Tensor:
-        """Logits [B, 1 + K, ...] of targets [B, 1, ...]; a prompt of one entry serves the whole batch."""
+    def segment(self, target: Tensor, prompt: Prompt, absent_logit: float = ABSENT) -> Tensor:
+        """Logits [B, 1 + K, ...] of targets [B, 1, ...]; a prompt of one entry serves the whole batch.
+
+        An organ without a scribble gets ``absent_logit``, background 0: it comes out empty.
+        """
         if prompt.present.shape[0] != target.shape[0]:
             prompt = prompt.take(torch.zeros(target.shape[0], dtype=torch.long, device=target.device))
         output = self.refer(target, prompt)
         answer = output.answer.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
         absent = ~output.present.view(*output.present.shape, *[1] * (target.ndim - 2))
-        answer = answer.masked_fill(absent, ABSENT)
+        answer = answer.masked_fill(absent, absent_logit)
         return torch.cat((torch.zeros_like(answer[:, :1]), answer), dim=1)
 
     def refer(self, target: Tensor, prompt: Prompt) -> ReferringOutput:
@@ -213,8 +217,8 @@ class CrossMRNetwork(nn.Module):
         batch = prompt.present.shape[0]
         device = prompt.present.device
         own = torch.arange(batch, device=device)
-        swap = torch.rand(batch, device=device) < self.cross_sample
-        return prompt.take(torch.where(swap, torch.randperm(batch, device=device), own))
+        other = (own + torch.randint(1, max(2, batch), (batch,), device=device)) % batch  # never the own, if B > 1
+        return prompt.take(torch.where(torch.rand(batch, device=device) < self.cross_sample, other, own))
 
 
 def perceptron(width: int, hidden: int, output: int) -> nn.Sequential:

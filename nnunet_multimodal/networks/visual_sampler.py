@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-GOLDEN_RATIO = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly whatever their number
+GOLDEN_RATIO = 2654435769  # of 2^32: multiples of it, modulo 2^32, are spread evenly whatever their number
 
 
 def pick_points(scribbles: Tensor, count: int, random: bool) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def pick_points(scribbles: Tensor, count: int, random: bool) -> tuple[Tensor, Te
     if random:
         priority = torch.rand(drawn.shape, device=drawn.device)
     else:
-        priority = (drawn.cumsum(-1).double() * GOLDEN_RATIO).frac().float()
+        priority = (drawn.cumsum(-1) * GOLDEN_RATIO % 2**32).float() / 2**32
     priority = priority.masked_fill(~drawn, -1.0)
     value, index = priority.topk(min(count, drawn.shape[-1]), dim=-1)
     coordinates = []

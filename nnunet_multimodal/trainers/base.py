@@ -23,6 +23,7 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from nnunet_multimodal.data.prompts import PromptsToImage, PromptsToSegmentation
@@ -40,7 +41,6 @@ STOCK_INTENSITY = (
     SimulateLowResolutionTransform,
     GammaTransform,
 )
-SKIPPED_STEPS = 10  # AMP's scaler skips a step with infinite gradients and halves its scale: a few in a row are normal
 
 
 class TrainingStopped(MultimodalError):
@@ -86,7 +86,6 @@ class MultimodalTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.settings["num_val_iterations_per_epoch"]
         self.save_every = self.settings["save_every"]
         self.step = 0  # training steps done in this epoch
-        self.bad_steps = 0  # steps in a row whose loss was not finite
         self.bar: tqdm | None = None
         self.check_dataset()
 
@@ -108,7 +107,9 @@ class MultimodalTrainer(nnUNetTrainer):
 
     def bare_network(self) -> torch.nn.Module:
         """The network without the wrappers of distributed training and torch.compile."""
-        network = self.network.module if self.is_ddp else self.network
+        network = self.network
+        if isinstance(network, DistributedDataParallel):  # is_ddp is true before nnU-Net wraps the network
+            network = network.module
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def on_train_start(self) -> None:
@@ -204,11 +205,13 @@ class MultimodalTrainer(nnUNetTrainer):
         )
 
     def train_step(self, batch: dict) -> dict:
-        """nnU-Net's step, then a look at the loss: training on after a NaN only destroys what was learned."""
+        """nnU-Net's step, then a look at the loss: training on after a NaN only destroys what was learned.
+
+        AMP's scaler forgives infinite gradients, which come from its scale; the loss itself it does not scale.
+        """
         result = super().train_step(batch)
         loss = float(result["loss"])
-        self.bad_steps = 0 if np.isfinite(loss) else self.bad_steps + 1
-        if self.bad_steps > (SKIPPED_STEPS if self.grad_scaler is not None else 0):
+        if not np.isfinite(loss):
             self._stop_not_finite(loss, batch)
         self.step += 1
         if self.bar is not None:

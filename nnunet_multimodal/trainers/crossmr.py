@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nnunet_multimodal.data.contrast import ReferenceContrast, TargetContrast
 from nnunet_multimodal.data.pairs import ReferenceJitter, ReferringPair
 from nnunet_multimodal.data.prompts import KeepChannels
-from nnunet_multimodal.errors import DataProblem
+from nnunet_multimodal.errors import DataProblem, UsageError
 from nnunet_multimodal.losses import ReferringLoss
 from nnunet_multimodal.networks import CrossMRNetwork, ReferringOutput
 from nnunet_multimodal.trainers.base import MultimodalTrainer, is_intensity, thick_axes
@@ -76,6 +76,8 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
 
     def check_dataset(self) -> None:
         """Target, reference, and a scribble for each organ."""
+        if self.is_cascaded:
+            raise UsageError(f"{type(self).__name__} has no cascade: train 2d, 3d_fullres or 3d_lowres.")
         if self.label_manager.has_ignore_label:
             raise DataProblem(
                 f"{self.plans_manager.dataset_name} has an ignore label: {type(self).__name__} needs dense labels of "

@@ -127,11 +127,7 @@ def test_refer_equals_nnunets_predictor_on_stacked_channels(folders, subject) ->
     referring = ReferringPredictor(predictor)
     reference = referring.reference(read_volume(subject["reference"]), drawn)
     target = referring.prepare(read_volume(subject["target"]))
-    prompts = referring.encode(reference)[0]
-    assert list(prompts) == [3]
-    referring.prompted.prompt = prompts[3]
-    kept = predictor.predict_sliding_window_return_logits(target.image[:, 3:4])
-    assert kept.shape == (1 + len(ORGANS), 1, *SHAPE[1:])
+    assert list(referring.encode(reference)[0]) == [3]
     stacked = torch.cat((target.image, reference.prepared.image, reference.scribbles.float()))[:, 3:4]
     predictor.network = network
     # a patch that covers the slice, as in the comparison that the documentation promises
@@ -140,7 +136,9 @@ def test_refer_equals_nnunets_predictor_on_stacked_channels(folders, subject) ->
     predictor.network = referring.prompted
     referring.prompted.prompt = referring._encode_slices(reference)[3]
     kept = predictor.predict_sliding_window_return_logits(target.image[:, 3:4])
-    torch.testing.assert_close(kept, expected)
+    assert kept.shape == (1 + len(ORGANS), 1, *SHAPE[1:])
+    torch.testing.assert_close(kept[:3], expected[:3])
+    assert (kept[3] < 0).all() and (expected[3] < 0).all(), "the left kidney has no scribble"
 
 
 def test_many_subjects_go_on_after_a_bad_one(folders, subject, tmp_path: Path, capsys) -> None:
@@ -165,7 +163,7 @@ def test_many_subjects_go_on_after_a_bad_one(folders, subject, tmp_path: Path, c
     assert (tmp_path / "out/b/T2.nii.gz").exists()
 
 
-@pytest.mark.parametrize(
+FAULTS = pytest.mark.parametrize(
     ("fault", "code", "message"),
     [
         ("shape", 4, r"S\.nii\.gz.*\(5, 40, 36\)|5 x 40 x 36|36.*40.*5"),
@@ -176,6 +174,31 @@ def test_many_subjects_go_on_after_a_bad_one(folders, subject, tmp_path: Path, c
         ("truncated", 4, r"ends early"),
     ],
 )
+def test_no_result_takes_the_place_of_an_image(folders, subject, capsys) -> None:
+    before = subject["target"].read_bytes()
+    subject["output"] = subject["target"].parent
+    assert refer(folders[2], subject) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert subject["target"].read_bytes() == before
+
+
+def test_anything_that_goes_wrong_costs_one_image(folders, subject, monkeypatch, capsys, tmp_path: Path) -> None:
+    """Such as no memory for one big target."""
+    other = save(tmp_path / "in/big.nii.gz", image(3))
+    answer = ReferringPredictor.answer
+
+    def fail(self, target, *args):
+        if target.path.name == "big.nii.gz":
+            raise RuntimeError("out of memory")
+        return answer(self, target, *args)
+
+    monkeypatch.setattr(ReferringPredictor, "answer", fail)
+    assert refer(folders[2], subject, "--no-overlays", targets=[other, subject["target"]]) == 1
+    assert "out of memory" in capsys.readouterr().err
+    assert (subject["output"] / "T2.nii.gz").exists() and not (subject["output"] / "big.nii.gz").exists()
+
+
+@FAULTS
 def test_bad_scribbles(folders, subject, capsys, fault: str, code: int, message: str) -> None:
     """Rows 27 and 28 of faults.md, and files that cannot be read; nothing is written."""
     drawn = scribbles()

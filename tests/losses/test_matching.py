@@ -141,3 +141,13 @@ def test_costs_are_finite_in_fp16_and_at_its_limits() -> None:
     cost = matching_cost(logits, targets)
     assert cost.dtype == torch.float32 and torch.isfinite(cost).all()
     assert match_organs(logits, targets[:, :, 0]).tolist() == [[2]]
+
+
+def test_cost_is_finite_under_half_precision_autocast() -> None:
+    """nnU-Net calls the loss under autocast; a large organ's sum of logits is beyond fp16."""
+    logits = torch.full((1, 1, 2, 256, 256), 12.0)
+    targets = torch.ones(1, 1, 256, 256)
+    with torch.autocast("cpu", dtype=torch.float16):
+        cost = matching_cost(logits, targets.unsqueeze(2))
+    torch.testing.assert_close(cost, matching_cost(logits, targets.unsqueeze(2)))
+    assert torch.isfinite(cost).all()

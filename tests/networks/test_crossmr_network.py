@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from nnunet_multimodal.losses import ReferringLoss
 from nnunet_multimodal.networks import ReferringOutput, binary_prompts
-from nnunet_multimodal.networks.crossmr import ABSENT, LOGIT_LIMIT, attended_area, mask_logits, pool_over_batch
+from nnunet_multimodal.networks.crossmr import (
+    ABSENT,
+    ABSENT_IN_TILE,
+    LOGIT_LIMIT,
+    attended_area,
+    mask_logits,
+    pool_over_batch,
+)
 from nnunet_multimodal.networks.query_decoder import Attention, QueryLayer
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -221,8 +228,11 @@ def test_organs_without_a_scribble_never_win(ndim: int) -> None:
     x[1, 2:] = 0  # entry 1: none is
     with torch.no_grad():
         logits = network(x)
-    assert (logits[0, 2] == ABSENT).all() and (logits[1, 1:] == ABSENT).all()
-    assert (logits[0, [1, 3]] > ABSENT).all()
+        prompt = network.prompt(x[:, 1:2], x[:, 2:] > 0.5)
+        kept = network.segment(x[:, :1], prompt)
+    assert (logits[0, 2] == ABSENT_IN_TILE).all() and (logits[1, 1:] == ABSENT_IN_TILE).all()
+    assert (kept[0, 2] == ABSENT).all() and (kept[1, 1:] == ABSENT).all()
+    torch.testing.assert_close(kept[0, [1, 3]], logits[0, [1, 3]])
     labels = logits.argmax(1)
     assert not (labels[0] == 2).any() and (labels[1] == 0).all()
 

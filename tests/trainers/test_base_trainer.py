@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import io
 import json
@@ -306,7 +305,6 @@ def test_a_batch_without_any_label_does_no_harm(name: str) -> None:
     batch["target"] = [torch.full_like(t, 3) for t in batch["target"]]
     assert np.isfinite(trainer.train_step(batch)["loss"])
     assert all(torch.isfinite(p).all() for p in trainer.network.parameters())
-    assert trainer.bad_steps == 0
 
 
 def test_crossmr_needs_dense_labels() -> None:
@@ -458,21 +456,15 @@ class Scaler:
         pass
 
 
-def test_with_mixed_precision_a_few_bad_steps_in_a_row_are_normal() -> None:
+def test_mixed_precision_forgives_gradients_not_the_loss() -> None:
+    """A case with NaN voxels would be skipped for ever, and never named."""
     trainer = started("nnUNetTrainerContrastAug")
     trainer.grad_scaler = Scaler()
-    good = first_batch(trainer)
-    bad = copy.deepcopy(good)
-    bad["data"][:] = float("nan")
-    for _ in range(2):  # a good one in between, and counting begins anew
-        for _ in range(10):
-            trainer.train_step(bad)
-        trainer.train_step(good)
-    assert trainer.bad_steps == 0 and trainer.step == 22
-    for _ in range(10):
-        trainer.train_step(bad)
-    with pytest.raises(TrainingStopped, match="step 32"):
-        trainer.train_step(bad)
+    batch = first_batch(trainer)
+    trainer.train_step(batch)
+    batch["data"][:] = float("nan")
+    with pytest.raises(TrainingStopped, match="step 1"):
+        trainer.train_step(batch)
 
 
 def outputs(tp: float, fp: float, fn: float) -> list[dict[str, Any]]:
