@@ -78,7 +78,7 @@ def mean_dice(predictions: Path, truth: Path, cases: list[str], organs: dict[str
     return {"mean": round(float(np.mean(list(means.values()))), 4), "organs": means, "cases": of_cases}
 
 
-def refer(work: Path, name: str, pairs: dict[str, str], images: Path, model: list[object]) -> Path:
+def refer(work: Path, name: str, pairs: dict[str, str], images: Path, model: list[object], *more: str) -> Path:
     """Segments each case by the scribbled image of another (or the same) one."""
     output = work / name
     if (output / "refer.json").exists():
@@ -88,7 +88,7 @@ def refer(work: Path, name: str, pairs: dict[str, str], images: Path, model: lis
         link(images / f"{reference}{ENDING}", subjects / case / f"reference{ENDING}")
         link(work / "scribbles" / f"{reference}{ENDING}", subjects / case / f"scribbles{ENDING}")
         link(images / f"{case}{ENDING}", subjects / case / f"{case}{ENDING}")
-    run("nnunet_multimodal", "refer", "--subjects", subjects, "-o", output, *model)
+    run("nnunet_multimodal", "refer", "--subjects", subjects, "-o", output, *model, *more)
     (output / "all").mkdir()
     for case in pairs:
         shutil.copy(output / case / f"{case}{ENDING}", output / "all")
@@ -155,7 +155,7 @@ def main() -> None:
             "-npp", "1", "-nps", "1")  # fmt: skip
     own = refer(work, "refer", {case: case for case in test}, images, model)
     others = dict(zip(test, test[1:] + test[:1]))
-    other = refer(work, "refer_other_patient", others, images, model)
+    other = refer(work, "refer_other_patient", others, images, model, "--matching", "order")
 
     from common import write_result
 

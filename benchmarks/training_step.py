@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("nnUNet_n_proc_DA", "0")
+os.environ["nnUNet_n_proc_DA"] = "0"  # augmentation in this process, or it would run beside what is timed
 os.environ.setdefault("nnUNet_compile", "f")
 os.environ["nnUNet_results"] = tempfile.mkdtemp()
 

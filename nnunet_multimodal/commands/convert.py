@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,19 @@ def _run_dataset(args: argparse.Namespace) -> int:
     return 0
 
 
+def _slice_axis(dataset: str | None) -> int | None:
+    """Along which axis of [Z, Y, X] the data set's 2d plans take slices; None if it is not planned here."""
+    preprocessed = os.environ.get("nnUNet_preprocessed")
+    if dataset is None or not preprocessed:
+        return None
+    name = find_raw_dataset(dataset).name
+    for path in sorted(Path(preprocessed, name).glob("*.json")):
+        axes = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(axes, dict) and "transpose_forward" in axes:
+            return int(axes["transpose_forward"][0])
+    return None
+
+
 def _run_channels(args: argparse.Namespace) -> int:
     organs = _organs(args)
     from nnunet_multimodal.conversion.channels import prepare_channels
@@ -161,6 +176,7 @@ def _run_channels(args: argparse.Namespace) -> int:
         reach=args.reach,
         repairs=_repairs(args),
         overwrite=args.overwrite,
+        slice_axis=_slice_axis(args.dataset),
     )
     print(f"{len(written)} files for {len(targets)} targets in {args.output}")
     configuration = "2d" if args.dims == 2 else "3d_fullres"

@@ -42,6 +42,7 @@ def prepare_channels(
     reach: float = 0.0,
     repairs: Repairs = Repairs(),  # noqa: B008 (frozen)
     overwrite: bool = False,
+    slice_axis: int | None = None,
 ) -> list[Path]:
     """Write ``CASE_0000`` (target), ``CASE_0001`` (reference) and ``CASE_0002``... (a scribble per organ).
 
@@ -55,6 +56,8 @@ def prepare_channels(
         reach: in 2d, how far beyond the first and last scribbled slice the nearest one serves, in mm.
         repairs: what may be put right in the input.
         overwrite: replace files of the same name in ``output``.
+        slice_axis: of [Z, Y, X], along which the 2d model takes its slices (the plans' ``transpose_forward[0]``);
+            None: the coarsest axis of the reference.
 
     Returns:
         The files of all cases, K + 2 each.
@@ -73,7 +76,7 @@ def prepare_channels(
     image, drawn = _read_reference(reference, scribbles, organs, repairs)
 
     def prepare(path: Path) -> _Channels:
-        return _resample(image, drawn, _read_image(path, repairs), organs, configuration_dims, reach)
+        return _resample(image, drawn, _read_image(path, repairs), organs, configuration_dims, reach, slice_axis)
 
     # First pass: every target is read and tried, so that a bad one stops us before anything is written.
     check_all(cases.values(), prepare, "targets")
@@ -138,10 +141,16 @@ class _Channels:
 
 
 def _resample(
-    image: Volume, drawn: Volume, target: Volume, organs: Mapping[str, int], dims: int, reach: float
+    image: Volume,
+    drawn: Volume,
+    target: Volume,
+    organs: Mapping[str, int],
+    dims: int,
+    reach: float,
+    slice_axis: int | None = None,
 ) -> _Channels:
-    # The model saw slices of the reference contrast, so its coarsest axis says what a slice is.
-    axis = int(np.argmax(np.round(image.spacing, 3)))
+    # Without plans: the model saw slices of the reference contrast, so its coarsest axis says what a slice is.
+    axis = int(np.argmax(np.round(image.spacing, 3))) if slice_axis is None else slice_axis
     match = match_slices(target.affine, target.data.shape, image.affine, image.data.shape, axis)
     notes = []
     if match.method == "order":

@@ -50,7 +50,7 @@ class ReferringOutput(NamedTuple):
     """What the loss needs.
 
     Attributes:
-        masks: per layer [B, K, N, ...coarse], mask logits of every query.
+        masks: per layer [B, K, N, ...coarse], mask logits of every query (in eval mode without the last layer's).
         scores: [B, K, N], how well each query of the organ fits the scribble; [B, K, K N] where queries belong to
             no organ.
         answer: [B, K, ...full], mask logits.
@@ -75,8 +75,9 @@ class CrossMRNetwork(nn.Module):
         organs: K.
         queries: N, queries per organ.
         width, heads, hidden, layers: of the decoder.
-        levels: feature levels that the layers go through in turn, coarse to fine.
-        mask_stage: stage at which masks are made for matching and masked attention (0 is full resolution).
+        levels: feature levels that the layers go through in turn, coarse to fine: the stages next to mask_stage.
+        mask_stage: stage at which masks are made for matching and masked attention (0 is full resolution); 2 is
+            SEEM's stride 4.
         max_tokens: scribbled points used in all, an equal share per organ.
         tokens_first: self-attention before cross-attention, see ``QueryLayer``.
         visual_tokens: False hides the tokens from the queries (ablation noVisualTokens).
@@ -97,7 +98,7 @@ class CrossMRNetwork(nn.Module):
         hidden: int = 512,
         layers: int = 6,
         levels: int = 3,
-        mask_stage: int = 1,
+        mask_stage: int = 2,
         max_tokens: int = 512,
         tokens_first: bool = True,
         visual_tokens: bool = True,
@@ -113,8 +114,10 @@ class CrossMRNetwork(nn.Module):
         self.decoder.seg_layers = nn.ModuleList()
         self.organs = organs
         self.mask_stage = min(mask_stage, len(channels) - 1)
-        # Coarse to fine; a level that no layer comes to would be parameters without a gradient.
-        self.level_stages = list(range(self.mask_stage, len(channels)))[: min(levels, layers)][::-1]
+        # As in SEEM coarser than the masks, where there are such stages; coarse to fine. A level that no layer comes to
+        # would be parameters without a gradient.
+        coarser = list(range(self.mask_stage + 1, len(channels))) or [self.mask_stage]
+        self.level_stages = coarser[: min(levels, layers)][::-1]
         self.tokens_per_organ = max(1, max_tokens // organs)
         self.visual_tokens = visual_tokens
         self.organ_queries = organ_queries
@@ -184,7 +187,8 @@ class CrossMRNetwork(nn.Module):
             queries = layer(
                 queries, self.query_position, prompt.tokens[at], visible, keys[at], positions[at], seen
             )
-            masks.append(mask_logits(self.mask_embedding(self.norm(queries)), mask_features))
+            if self.training or number + 1 < len(self.layers):  # the last ones only serve the loss
+                masks.append(mask_logits(self.mask_embedding(self.norm(queries)), mask_features))
         final = self.norm(queries)
         scores = self._scores(final, prompt.signature)
         answer = mask_logits(self._mixed_answer(final, scores), full_features)

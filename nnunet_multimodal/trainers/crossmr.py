@@ -29,6 +29,7 @@ NETWORK_SETTINGS: dict[str, Any] = {
     "hidden": 512,
     "layers": 6,  # twice through the three levels; SEEM has 9
     "levels": 3,
+    "mask_stage": 2,  # masks for matching at stride 4, SEEM's; the answer itself is at full resolution
     "max_tokens": 512,
     "tokens_first": True,  # the paper has cross-attention first; a prototype learned faster this way
     "visual_tokens": True,
@@ -103,8 +104,6 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
             unet,
             channels=list(unet.encoder.output_channels),
             organs=num_output_channels - 1,
-            # Masks for matching at half resolution in 2D; in 3D that would be hundreds of MB per layer.
-            mask_stage=1 if len(configuration_manager.patch_size) == 2 else 2,
             **{key: settings[key] for key in NETWORK_SETTINGS},
         )
 

@@ -153,7 +153,7 @@ def test_an_epoch_of_nnunets_own_loop_and_one_more_after_an_interruption() -> No
 def test_networks_are_what_the_trainers_say() -> None:
     crossmr = make_trainer("nnUNetTrainerCrossMR")
     crossmr.initialize()
-    assert isinstance(crossmr.bare_network(), CrossMRNetwork) and crossmr.bare_network().mask_stage == 1
+    assert isinstance(crossmr.bare_network(), CrossMRNetwork) and crossmr.bare_network().mask_stage == 2
     assert crossmr.bare_network().encoder.stages[0][0].convs[0].conv.in_channels == 1
     in_3d = make_trainer("nnUNetTrainerCrossMR", 3)
     in_3d.initialize()
