@@ -148,7 +148,7 @@ def main() -> None:
         "memory: activations kept for backward + parameters + gradients + optimiser state, counted, not the process's; "
         "prediction: network time of one patch in four contrasts, no mirroring, reference encoded once"
     )
-    print(write_result(f"training_step_{args.configuration}", result, note))
+    print(write_result(f"training_step_{args.configuration}_{args.plans}", result, note))
 
 
 if __name__ == "__main__":

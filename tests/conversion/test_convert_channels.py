@@ -258,3 +258,16 @@ def test_failure_while_writing_leaves_no_half_case(
     monkeypatch.setattr(nibabel, "save", fail_at_the_third)
     assert call(arguments(scribbled, tmp_path / "out", target))[0] == 1
     assert len(written) == 3 and [*(tmp_path / "out").iterdir()] == []
+
+
+def test_slices_are_those_of_the_plans(tmp_path, monkeypatch) -> None:
+    """The plans of the data set say along which axis the model takes its slices; without plans nobody does."""
+    from nnunet_multimodal.commands.convert import _slice_axis
+
+    for name in ("raw", "preprocessed"):
+        (tmp_path / name / "Dataset007_Seven").mkdir(parents=True)
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    assert _slice_axis("7") is None
+    (tmp_path / "preprocessed/Dataset007_Seven/nnUNetPlans.json").write_text('{"transpose_forward": [2, 0, 1]}')
+    assert _slice_axis("7") == 2
+    assert _slice_axis(None) is None

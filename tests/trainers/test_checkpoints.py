@@ -325,3 +325,19 @@ def test_disabled_checkpointing_writes_nothing(nnunet_folders: dict[str, str]) -
 def test_only_a_file_name_can_be_loaded(nnunet_folders: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="takes a file name"):
         make_trainer("nnUNetTrainerContrastAug").load_checkpoint({"network_weights": {}})
+
+
+@pytest.mark.usefixtures("nnunet_folders")
+def test_a_checkpoint_of_other_settings_is_named() -> None:
+    """Row 36: torch's list of tensors of another size is not what a user can act on."""
+    from tiny_training import make_trainer
+
+    from nnunet_multimodal.errors import UsageError
+
+    trainer = make_trainer("nnUNetTrainerCrossMR")
+    trainer.initialize()
+    path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    trainer.save_checkpoint(str(path))
+    other = make_trainer("nnUNetTrainerCrossMR", queries=5)
+    with pytest.raises(UsageError, match=r"does not fit this network.*other plans or settings"):
+        other.load_checkpoint(str(path))
