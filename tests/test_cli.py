@@ -55,11 +55,12 @@ def test_help_ends_with_an_example_that_parses(command: str | None, capsys: pyte
             parser.parse_args(arguments)
 
 
-def test_the_example_of_env_works_in_a_shell() -> None:
+def test_the_example_of_env_works_in_a_shell(tmp_path: Path) -> None:
     script = f'{shlex.quote(sys.executable)} -m nnunet_multimodal.cli env --shell bash'
     command = f'eval "$({script})"; printf %s "$nnUNet_extTrainer"'
     clean = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
-    result = subprocess.run(["sh", "-c", command], env=clean, capture_output=True, text=True, timeout=60)
+    # not in the repository: -m would find the package there instead of the installed one
+    result = subprocess.run(["sh", "-c", command], env=clean, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert result.stdout == OURS
 
 

@@ -161,7 +161,7 @@ def test_an_ablation_differs_in_one_setting(name: str, setting: str) -> None:
     assert ablation.fixed_settings == {setting: not full.settings_defaults[setting]}
 
 
-def test_plans_of_another_result_folder_do_not_undo_an_ablation() -> None:
+def test_plans_of_another_result_folder_do_not_undo_an_ablation(nnunet_folders: dict[str, str]) -> None:
     full = make_trainer("nnUNetTrainerCrossMR").settings
     assert full["visual_tokens"] is True
     ablation = make_trainer("nnUNetTrainerCrossMR_noVisualTokens", visual_tokens=True)
