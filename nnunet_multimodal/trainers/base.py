@@ -65,6 +65,7 @@ class MultimodalTrainer(nnUNetTrainer):
         "starting_model": None,  # checkpoint file or result folder whose fitting weights training starts from
     }
 
+    deep_supervision: ClassVar[bool] = True
     fixed_settings: ClassVar[dict[str, Any]] = {}  # what makes an ablation one; wins over the plans
 
     def __init__(
@@ -85,6 +86,7 @@ class MultimodalTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = self.settings["num_iterations_per_epoch"]
         self.num_val_iterations_per_epoch = self.settings["num_val_iterations_per_epoch"]
         self.save_every = self.settings["save_every"]
+        self.enable_deep_supervision = self.deep_supervision
         self.step = 0  # training steps done in this epoch
         self.bar: tqdm | None = None
         self.check_dataset()

@@ -47,6 +47,7 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
     differs: network, loss, AdamW; target and reference are made on the fly from one labelled contrast.
     """
 
+    deep_supervision = False  # a prediction per decoder layer takes its place
     settings_defaults: ClassVar[dict[str, Any]] = {
         **MultimodalTrainer.settings_defaults,
         "num_epochs": 50,
@@ -63,17 +64,6 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
         "loss_selection": 0.4,
         **NETWORK_SETTINGS,
     }
-
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008, nnU-Net's signature, which it inspects
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.enable_deep_supervision = False  # a prediction per decoder layer takes its place
 
     def check_dataset(self) -> None:
         """Target, reference, and a scribble for each organ."""
