@@ -1,0 +1,161 @@
+"""A phantom data set on disk: subjects x contrasts, images and labels, the same bytes for the same seed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from nnunet_multimodal.data.phantom.acquire import acquire, draw_position
+from nnunet_multimodal.data.phantom.anatomy import EXTRA_ORGANS, ORGANS, make_anatomy
+from nnunet_multimodal.data.phantom.signal import CONTRASTS
+from nnunet_multimodal.data.phantom.tissues import vary
+
+BODY = (380.0, 280.0, 186.0)
+"""Field of view of the default size, mm."""
+
+
+@dataclass(frozen=True)
+class PhantomOptions:
+    """What a phantom data set is made of; the same options give the same files.
+
+    Attributes:
+        contrasts: names from ``CONTRASTS``.
+        seed: of everything.
+        spacing: mm of a voxel; each contrast has its own multiple of it.
+        extent: mm of the field of view along x, y, z.
+        noise: times each contrast's own noise; 0 for none.
+        motion: times the usual displacement between sessions; 0 for none.
+        organs: labelled beside liver, kidneys and spleen: from ``EXTRA_ORGANS``. They are in the images anyway, but
+            for lesions, which are there only if they are named here.
+    """
+
+    contrasts: tuple[str, ...] = tuple(CONTRASTS)
+    seed: int = 0
+    spacing: tuple[float, float, float] = (1.6, 1.6, 6.0)
+    extent: tuple[float, float, float] = BODY
+    noise: float = 1.0
+    motion: float = 1.0
+    organs: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Number of each labelled organ in the label maps: the four first, then ``organs`` in their order."""
+        return {**ORGANS, **{name: len(ORGANS) + 1 + i for i, name in enumerate(self.organs)}}
+
+
+def subject_name(index: int) -> str:
+    """``phantom_007``."""
+    return f"phantom_{index:03d}"
+
+
+def scan_subject(index: int, options: PhantomOptions) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """A subject in every contrast: (contrast, image int16 [X, Y, Z], labels uint8 [X, Y, Z], affine to RAS+ mm).
+
+    Which contrasts are asked for changes nothing about any of them.
+    """
+    rng = np.random.default_rng([options.seed, index])
+    fine = [s * share for s, share in zip(options.spacing, (0.8, 0.8, 1 / 3))]  # finer than any contrast
+    reach = [e + 24 * max(1.0, options.motion) for e in options.extent]  # what motion may bring into view
+    anatomy = make_anatomy(rng, reach, fine, lesion="lesion" in options.organs)
+    tissues = vary(rng)
+    numbers = _label_numbers(options)
+    for name in options.contrasts:
+        contrast = CONTRASTS[name]
+        session = np.random.default_rng([options.seed, index, zlib.crc32((contrast.session or name).encode())])
+        position = draw_position(session, options.motion, options.spacing)
+        scan = np.random.default_rng([options.seed, index, zlib.crc32(f"scan {name}".encode())])
+        image, organs, affine = acquire(
+            anatomy, contrast, position, tissues, options.extent, options.spacing, scan, options.noise
+        )
+        yield name, image, numbers[organs], affine
+
+
+def write_phantom(output: Path, subjects: int, options: PhantomOptions, processes: int = 1) -> Iterator[str]:
+    """Write OUT/images/CONTRAST/SUBJECT.nii.gz, OUT/labels/... and OUT/phantom.json; yields each subject that is done.
+
+    Files that are there already are kept: an interrupted run goes on. ``output`` must not hold a phantom of other
+    options (see ``read_options``).
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    names = [subject_name(index) for index in range(subjects)]
+    description = {
+        **json_options(options),
+        "subjects": sorted({*names, *_written_subjects(output)}),
+        "labels": {"background": 0, **options.labels},
+        "axes": "voxels x, y, z to the patient's right, front, head (RAS+), mm",
+    }
+    _write_whole(output / "phantom.json", lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
+    jobs = [(index, str(output), options) for index in range(subjects)]
+    if processes < 2 or subjects < 2:
+        yield from map(_write_subject, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(min(processes, subjects)) as pool:
+        yield from pool.imap(_write_subject, jobs)
+
+
+def json_options(options: PhantomOptions) -> dict[str, Any]:
+    """The options as phantom.json has them."""
+    return json.loads(json.dumps(asdict(options)))
+
+
+def read_description(output: Path) -> dict[str, Any] | None:
+    """phantom.json of a folder, or None where there is none."""
+    path = output / "phantom.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _label_numbers(options: PhantomOptions) -> np.ndarray:
+    """From the anatomy's numbers to those of the label maps, where organs that nobody asked for are background."""
+    numbers = np.zeros(len(ORGANS) + len(EXTRA_ORGANS) + 1, np.uint8)
+    for number in ORGANS.values():
+        numbers[number] = number
+    for i, name in enumerate(options.organs):
+        numbers[len(ORGANS) + 1 + EXTRA_ORGANS.index(name)] = len(ORGANS) + 1 + i
+    return numbers
+
+
+def _written_subjects(output: Path) -> list[str]:
+    description = read_description(output)
+    return list(description["subjects"]) if description else []
+
+
+def _write_subject(job: tuple[int, str, PhantomOptions]) -> str:
+    index, output, options = job
+    name = subject_name(index)
+    places = {
+        contrast: [Path(output) / kind / contrast / f"{name}.nii.gz" for kind in ("images", "labels")]
+        for contrast in options.contrasts
+    }
+    if all(path.is_file() for pair in places.values() for path in pair):
+        return name
+    for contrast, image, labels, affine in scan_subject(index, options):
+        for path, voxels in zip(places[contrast], (image, labels)):
+            _write_nifti(path, voxels, affine)
+    return name
+
+
+def _write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
+    nifti = nib.Nifti1Image(voxels, affine)
+    nifti.header.set_xyzt_units("mm")
+    nifti.set_qform(affine, code=1)
+    nifti.set_sform(affine, code=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, lambda temporary: nib.save(nifti, temporary))
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
