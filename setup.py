@@ -14,7 +14,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["nnunet_multimodal", "nnunet_multimodal.*"]),
     # extension/ is no package: nnU-Net imports the one module in it by path (design.md, "How the plugin attaches").
-    package_data={"nnunet_multimodal": ["py.typed", "extension/*.py"]},
+    package_data={"nnunet_multimodal": ["py.typed", "extension/*.py", "evaluation/*.jinja"]},
     install_requires=[
         "nnunetv2>=2.8,<2.9",  # the range whose trainer and predictor hooks this code was checked against
         "torch!=2.9.*",  # nnU-Net excludes it: slow and memory-hungry 3D convolutions under AMP (pytorch#166122)
@@ -22,11 +22,12 @@ setup(
         "scipy",
         "nibabel",
         "matplotlib",
+        "monai>=1.4",  # areas of surface pieces in nnunet_multimodal evaluate --surface area
+        "jinja2",
         "tqdm",
     ],
     extras_require={
         "test": ["pytest", "hypothesis", "ruff", "mypy"],
-        "app": ["jinja2"],
     },
     entry_points={"console_scripts": ["nnunet_multimodal = nnunet_multimodal.cli:main"]},
     classifiers=[

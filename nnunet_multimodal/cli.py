@@ -29,8 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("nnunet_multimodal.commands.doctor", "check the installation or a data set, and say what to type"),
     "list": ("nnunet_multimodal.commands.list", "show the trainers, their papers and the data sets they need"),
     "convert": ("nnunet_multimodal.commands.convert", "make the data set that a trainer needs"),
+    "phantom": ("nnunet_multimodal.commands.phantom", "write made-up abdomens in several MR contrasts and CT"),
     "scribbles": ("nnunet_multimodal.commands.scribbles", "simulate scribbles from label maps"),
     "refer": ("nnunet_multimodal.commands.refer", "segment an image by a scribbled reference image"),
+    "evaluate": ("nnunet_multimodal.commands.evaluate", "measure predictions per case, organ and modality"),
 }
 
 EXAMPLE = """\

@@ -70,7 +70,7 @@ TISSUES: dict[str, Tissue] = {
 
 
 def vary(rng: np.random.Generator) -> dict[str, Tissue]:
-    """Somebody's tissues: T1 varies by 6, T2 by 8 % (about as in [B]), density by 3 %, CT by 4 HU; the liver's fat too."""
+    """Somebody's tissues: T1 varies by 6, T2 by 8 % (about as in [B]), density by 3 %, CT by 4 HU; liver fat too."""
     factors = rng.normal(0, 1, (len(TISSUES), 5))
     varied = {}
     for (name, tissue), f in zip(TISSUES.items(), np.clip(factors, -2.5, 2.5)):

@@ -1,0 +1,261 @@
+"""Predictions and references, paired by name, read, checked against each other and measured, one case at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_multimodal.conversion.dataset import first_names
+from nnunet_multimodal.conversion.images import SUFFIXES, Volume, compare_geometry, read_labels, split_suffix
+from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
+from nnunet_multimodal.evaluation.labels import Labels
+from nnunet_multimodal.evaluation.measures import MISSED, Measures, measure
+
+DIAGONAL = "diagonal"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A reference and its prediction; None where the file is missing."""
+
+    name: str
+    reference: Path
+    prediction: Path | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a case is measured with.
+
+    Attributes:
+        labels: the organs.
+        tolerances: of NSD in mm, by organ.
+        surface: ``border`` or ``area``.
+        distance_when_missed: HD95 and ASD of a missed organ: mm, ``diagonal`` of the reference image, or None
+            (infinite, not in a mean).
+        resample: bring a prediction on another grid onto the reference's, by nearest neighbour.
+    """
+
+    labels: Labels
+    tolerances: dict[str, float]
+    surface: str = "border"
+    distance_when_missed: float | str | None = None
+    resample: bool = False
+
+
+@dataclass
+class CaseResult:
+    """One case, measured; or why it was not.
+
+    Attributes:
+        organs: by name; empty if it failed.
+        unknown: ``prediction`` and ``reference`` -> undeclared value -> voxels; they were taken for background.
+        resampled: what differed, if the prediction was resampled.
+        failed: what is wrong with the files.
+    """
+
+    name: str
+    reference: str
+    prediction: str | None
+    organs: dict[str, Measures] = field(default_factory=dict)
+    unknown: dict[str, dict[str, int]] = field(default_factory=dict)
+    resampled: str | None = None
+    failed: str | None = None
+
+    def as_json(self, modality: str) -> dict[str, Any]:
+        content = asdict(self)
+        name = content.pop("name")
+        return {"case": name, "modality": modality, **content}
+
+
+# --- pairing ---------------------------------------------------------------------------------------------------------
+
+
+def pair_cases(prediction: Path, reference: Path) -> tuple[list[Case], list[str]]:
+    """Cases in order of their names, and the predictions that have no reference.
+
+    Args:
+        prediction, reference: two folders, walked recursively (a case is the relative path without suffix), or two
+            files of any name.
+
+    Raises:
+        UsageError: one of them does not exist, or one is a file and the other a folder.
+        DataProblem: a folder holds no NIfTI file or two of one name, or the folders have no case in common.
+    """
+    for path in (prediction, reference):
+        if not path.exists():
+            raise UsageError(f"{path} does not exist.")
+    if prediction.is_dir() != reference.is_dir():
+        kinds = ["a folder" if path.is_dir() else "a file" for path in (prediction, reference)]
+        raise UsageError(f"{prediction} is {kinds[0]} and {reference} {kinds[1]}: give two folders or two files.")
+    if not reference.is_dir():
+        return [Case(split_suffix(reference)[0], reference, prediction)], []
+    predictions, references = find_volumes(prediction), find_volumes(reference)
+    if not predictions.keys() & references.keys():
+        raise DataProblem(
+            f"{prediction} and {reference} have no case in common: found {first_names(sorted(predictions)[:3])}, "
+            f"expected {first_names(sorted(references)[:3])}. A prediction has its reference's relative path and name."
+        )
+    cases = [Case(name, references[name], predictions.get(name)) for name in sorted(references)]
+    return cases, sorted(predictions.keys() - references.keys())
+
+
+def find_volumes(folder: Path) -> dict[str, Path]:
+    """``sub/case_01`` -> path, for all NIfTI files in a folder and the folders in it; hidden ones are left out.
+
+    Raises:
+        DataProblem: there are none, or two of one name.
+    """
+    found: dict[str, Path] = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name)
+            stem, suffix = split_suffix(path)
+            if name.startswith(".") or not suffix:
+                continue
+            case = (path.parent.relative_to(folder) / stem).as_posix()
+            if case in found:
+                raise DataProblem(f"{path} and {found[case]} are the same case: rename or remove one.")
+            found[case] = path
+    if not found:
+        raise DataProblem(f"No {' or '.join(SUFFIXES)} file in {folder}.")
+    return found
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def evaluate_case(case: Case, settings: Settings) -> CaseResult:
+    """Measure one case; what is wrong with its files is in the result, not raised."""
+    result = CaseResult(case.name, str(case.reference), str(case.prediction) if case.prediction else None)
+    try:
+        prediction, reference, result.resampled = read_pair(case, settings.resample)
+        result.unknown = _unknown(prediction, reference, settings.labels)
+        measures = measure(
+            prediction.data,
+            reference.data,
+            reference.spacing,
+            settings.labels.organs,
+            settings.tolerances,
+            settings.surface,
+            settings.labels.ignore,
+        )
+    except (MultimodalError, OSError, MemoryError) as error:
+        result.failed = str(error) or type(error).__name__
+        return result
+    distance = settings.distance_when_missed
+    if distance == DIAGONAL:
+        distance = math.dist((0, 0, 0), [n * mm for n, mm in zip(reference.data.shape, reference.spacing)])
+    if distance is not None:
+        measures = {
+            name: replace(m, hd95_mm=float(distance), asd_mm=float(distance)) if m.status == MISSED else m
+            for name, m in measures.items()
+        }
+    result.organs = measures
+    return result
+
+
+def read_pair(case: Case, resample: bool = False) -> tuple[Volume, Volume, str | None]:
+    """Prediction and reference on one grid, [Z, Y, X] in RAS order, and what differed if the prediction was resampled.
+
+    A missing prediction is an empty one.
+
+    Raises:
+        DataProblem: a file cannot be read or holds no whole numbers, or the grids differ and ``resample`` is not set.
+    """
+    reference = _whole_numbers(read_labels(case.reference))
+    if case.prediction is None:
+        return replace(reference, data=np.zeros(reference.data.shape, np.uint8)), reference, None
+    prediction = _whole_numbers(read_labels(case.prediction))
+    try:
+        compare_geometry(reference, prediction, "prediction")
+    except DataProblem as problem:
+        difference = describe_grids(prediction, reference)
+        if not resample:
+            raise DataProblem(
+                f"prediction {prediction.path} is not on the grid of its reference {reference.path}: {difference}. "
+                "Export it on the reference's grid, or pass --resample-to-reference."
+            ) from problem
+        return replace(prediction, data=resample_nearest(prediction, reference)), reference, difference
+    return prediction, reference, None
+
+
+def describe_grids(found: Volume, expected: Volume) -> str:
+    """``found shape 10x10x5, spacing (1, 1, 2) mm; expected ...``, in x, y, z of RAS order: only what differs."""
+
+    def numbers(values: Any) -> str:
+        return "(" + ", ".join(f"{round(float(value), 4) + 0.0:g}" for value in values) + ")"
+
+    differences = []
+    for what, of in (
+        ("shape", lambda v: "x".join(map(str, v.data.shape[::-1]))),
+        ("spacing in mm", lambda v: numbers(v.spacing[::-1])),
+        ("origin in mm", lambda v: numbers(v.affine[:3, 3])),
+        ("x axis", lambda v: numbers(v.affine[:3, 0] / np.linalg.norm(v.affine[:3, 0]))),
+        ("y axis", lambda v: numbers(v.affine[:3, 1] / np.linalg.norm(v.affine[:3, 1]))),
+        ("z axis", lambda v: numbers(v.affine[:3, 2] / np.linalg.norm(v.affine[:3, 2]))),
+    ):
+        if of(found) != of(expected):
+            differences.append(f"{what} found {of(found)}, expected {of(expected)}")
+    return "; ".join(differences)
+
+
+def resample_nearest(volume: Volume, grid: Volume) -> np.ndarray:
+    """The label map [Z, Y, X] on another grid: the value of the voxel that each lies in, or 0 outside."""
+    to_voxel = np.linalg.inv(volume.affine) @ grid.affine
+    depth, height, width = grid.data.shape
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    result = np.zeros(grid.data.shape, volume.data.dtype)
+    last = np.array(volume.data.shape[::-1]) - 1
+    for z in range(depth):  # slice by slice: the coordinates of a whole CT would need gigabytes
+        places = np.stack([x.ravel(), y.ravel(), np.full(x.size, z), np.ones(x.size)])
+        i = np.floor(to_voxel[:3] @ places + 0.5 - 1e-6).astype(int)  # a tie goes to the lower voxel, rounding or not
+        inside = ((i >= 0) & (i <= last[:, None])).all(axis=0)
+        i = i[:, inside]
+        result[z].reshape(-1)[inside] = volume.data[i[2], i[1], i[0]]
+    return result
+
+
+def _whole_numbers(volume: Volume) -> Volume:
+    """The map as integers; many tools store label maps as floats."""
+    if volume.data.dtype.kind != "f":
+        return volume
+    wrong = volume.data != np.rint(volume.data)  # NaN too
+    wrong |= np.abs(volume.data) > 2**31 - 1
+    if wrong.any():
+        raise DataProblem(
+            f"{volume.path} is no label map: {int(wrong.sum())} voxels are no whole numbers, the first "
+            f"{volume.data[wrong][0]:.7g}. Export it again with nearest-neighbour interpolation."
+        )
+    return replace(volume, data=volume.data.astype(np.int32))
+
+
+def _unknown(prediction: Volume, reference: Volume, labels: Labels) -> dict[str, dict[str, int]]:
+    known = labels.known()
+    counted = {}
+    # The ignore label belongs into references only.
+    for what, volume, allowed in (
+        ("prediction", prediction, known - ({labels.ignore} - {None})),
+        ("reference", reference, known),
+    ):
+        values, counts = count_values(volume.data)
+        found = {str(value): count for value, count in zip(values, counts) if value not in allowed}
+        if found:
+            counted[what] = found
+    return counted
+
+
+def count_values(data: np.ndarray) -> tuple[list[int], list[int]]:
+    """The values of a label map and how many voxels have them, in one pass where values are small."""
+    if data.dtype == bool or (data.dtype.kind in "iu" and data.size and data.min() >= 0 and data.max() < 1 << 16):
+        counts = np.bincount(data.ravel().astype(np.uint16))
+        values = np.flatnonzero(counts)
+        return values.tolist(), counts[values].tolist()
+    found, tally = np.unique(data, return_counts=True)
+    return found.tolist(), tally.tolist()

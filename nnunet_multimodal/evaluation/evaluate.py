@@ -1,0 +1,287 @@
+"""A folder of predictions against a folder of references: every case, organ and modality, and what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import multiprocessing
+import platform
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from nnunet_multimodal import __version__
+from nnunet_multimodal.conversion.dataset import numbered, write_json
+from nnunet_multimodal.conversion.images import read_labels
+from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, UsageError
+from nnunet_multimodal.evaluation.cases import (
+    DIAGONAL,
+    Case,
+    CaseResult,
+    Settings,
+    count_values,
+    evaluate_case,
+    pair_cases,
+)
+from nnunet_multimodal.evaluation.labels import (
+    Labels,
+    labels_found,
+    labels_from,
+    labels_from_file,
+    read_json,
+    tolerances_for,
+)
+from nnunet_multimodal.evaluation.measures import STATES, Ids
+from nnunet_multimodal.evaluation.modalities import UNKNOWN, Modalities, groups
+from nnunet_multimodal.evaluation.output import plain, write_tables
+from nnunet_multimodal.evaluation.summary import MEANS, METRICS, find_row, summarize
+from nnunet_multimodal.evaluation.surfaces import DEFINITIONS
+
+
+def evaluate_folders(
+    prediction: str | Path,
+    reference: str | Path,
+    output: str | Path | None = None,
+    labels: Mapping[str, Ids] | Labels | None = None,
+    *,
+    tolerance: float = 2.0,
+    tolerances: Mapping[str, float] | None = None,
+    surface: str = "border",
+    modality_map: Mapping[str, str] | None = None,
+    modality_pattern: str | None = None,
+    in_distribution: Sequence[str] = (),
+    distance_when_missed: float | str | None = None,
+    resample_to_reference: bool = False,
+    images: str | Path | None = None,
+    report: bool = True,
+    jobs: int = 1,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure predictions, and write cases.csv, summary.csv, evaluation.json and report.html.
+
+    Args:
+        prediction, reference: two folders, walked recursively (a case is the relative path without suffix),
+            or two files.
+        output: folder for the files, each written whole or not at all; None writes none.
+        labels: name -> id or ids (a region), with ``ignore`` if there is one. Default: dataset.json in ``prediction``,
+            in ``reference`` or beside it; else the ids found in the references.
+        tolerance: of NSD in mm; ``tolerances`` has those of single organs.
+        surface: ``border`` or ``area`` (:mod:`nnunet_multimodal.evaluation.surfaces`).
+        modality_map: case -> modality; comes before ``modality_pattern`` (a regular expression with a group
+            ``modality``, searched in the case), and that before dataset.json's ``nnunet_multimodal.case_modality``.
+        in_distribution: modalities that were seen in training.
+        distance_when_missed: HD95 and ASD in mm of a missed organ, or ``diagonal``; None keeps it out of the means.
+        resample_to_reference: bring predictions on another grid onto the reference's by nearest neighbour.
+        images: folder of images with the cases' names, for the report's pictures.
+        report: whether to write report.html.
+        jobs: processes. With more than one, a script needs ``if __name__ == "__main__":``.
+        progress: whether to show a bar where the output is a terminal.
+
+    Returns:
+        The content of evaluation.json: ``settings``, ``counts``, ``mean`` (all cases, all organs), ``summary`` (rows of
+        scope, name, organ), ``cases``, ``missing_predictions``, ``without_reference``, ``failed``. Undefined is None.
+
+    Raises:
+        UsageError: an argument does not fit.
+        DataProblem: the folders have no case in common, or no case could be measured.
+        EnvironmentProblem: a process was killed.
+    """
+    prediction, reference = Path(prediction), Path(reference)
+    output = Path(output) if output is not None else None
+    _check_arguments(output, surface, distance_when_missed, jobs, images)
+    cases, without_reference = pair_cases(prediction, reference)
+    jsons = _dataset_jsons(prediction, reference)
+    chosen = _labels(labels, jsons, cases)
+    modalities = Modalities(modality_map or {}, modality_pattern, _modality_table(jsons))
+    modality_of = {case.name: modalities.of(case.name) for case in cases}
+    grouped = groups(modality_of.values(), in_distribution)
+    millimetres = tolerances_for(chosen, tolerance, tolerances or {})
+    settings = Settings(chosen, millimetres, surface, distance_when_missed, resample_to_reference)
+
+    results = _evaluate_all(cases, settings, jobs, progress)
+    failed = {result.name: result.failed for result in results if result.failed}
+    if len(failed) == len(results):
+        raise DataProblem(numbered("No case could be measured:", [str(problem) for problem in failed.values()]))
+    rows = summarize(results, modality_of, grouped, chosen.organs)
+    overall = find_row(rows)
+    missing = [case.name for case in cases if case.prediction is None]
+    content = plain(
+        {
+            "settings": {
+                "prediction": str(prediction),
+                "reference": str(reference),
+                "surface": surface,
+                "surface_definition": DEFINITIONS[surface],
+                "tolerances_mm": settings.tolerances,
+                "labels": chosen.organs,
+                "ignore": chosen.ignore,
+                "labels_source": chosen.source,
+                "groups": grouped,
+                "modality_pattern": modality_pattern,
+                "distance_when_missed": distance_when_missed,
+                "resample_to_reference": resample_to_reference,
+                "images": str(images) if images is not None else None,
+            },
+            "definitions": {"means": MEANS, "surface": DEFINITIONS[surface], "states": STATES},
+            "versions": _versions(),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "counts": {
+                "cases": len(cases),
+                "measured": len(cases) - len(failed),
+                "missing_predictions": len(missing),
+                "without_reference": len(without_reference),
+                "failed": len(failed),
+                "resampled": sum(result.resampled is not None for result in results),
+                **{state: overall[state] for state in STATES},
+            },
+            "mean": {metric: overall[f"{metric}_mean"] for metric in METRICS},
+            "summary": rows,
+            "missing_predictions": missing,
+            "without_reference": without_reference,
+            "failed": failed,
+            "unknown_labels": {what: _total(results, what) for what in ("prediction", "reference")},
+            "without_modality": [name for name, m in modality_of.items() if modalities and m == UNKNOWN],
+            "cases": [result.as_json(modality_of[result.name]) for result in results],
+        }
+    )
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_tables(output, results, modality_of, rows, settings)
+        if report:
+            from nnunet_multimodal.evaluation.report import write_report
+
+            write_report(output / "report.html", content, cases, settings, Path(images) if images else None)
+        write_json(output / "evaluation.json", content)
+    return content
+
+
+def _check_arguments(
+    output: Path | None, surface: str, distance: float | str | None, jobs: int, images: str | Path | None
+) -> None:
+    if surface not in DEFINITIONS:
+        raise UsageError(f"surface must be {' or '.join(DEFINITIONS)}, found {surface!r}.")
+    if isinstance(distance, str) and distance != DIAGONAL:
+        raise UsageError(f"distance_when_missed must be millimetres or '{DIAGONAL}', found {distance!r}.")
+    if isinstance(distance, (int, float)) and not 0 <= distance < float("inf"):
+        raise UsageError(f"distance_when_missed must be 0 mm or more, found {distance:g}.")
+    if jobs < 1:
+        raise UsageError(f"jobs counts processes and must be at least 1, found {jobs}.")
+    if output is not None and output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file; the results need a folder.")
+    if images is not None and not Path(images).exists():
+        raise UsageError(f"No such folder of images: {images}")
+
+
+# --- labels and modalities -------------------------------------------------------------------------------------------
+
+
+def _dataset_jsons(prediction: Path, reference: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The dataset.json files in or beside the two, in the order in which they are asked."""
+    folders = [path if path.is_dir() else path.parent for path in (prediction, reference)]
+    paths = [folder / "dataset.json" for folder in (*folders, folders[1].resolve().parent)]
+    return [(path, read_json(path)) for path in dict.fromkeys(paths) if path.is_file()]
+
+
+def _labels(
+    given: Mapping[str, Ids] | Labels | None, jsons: Sequence[tuple[Path, dict[str, Any]]], cases: Sequence[Case]
+) -> Labels:
+    if isinstance(given, Labels):
+        return given
+    if given is not None:
+        return labels_from(given, "the arguments")
+    for path, content in jsons:
+        if "labels" in content:
+            return labels_from_file(path)
+    found: set[int] = set()
+    for case in cases:
+        try:
+            data = read_labels(case.reference).data
+        except DataProblem:
+            continue  # said again, and counted, when the case is measured
+        found |= {int(value) for value in count_values(data)[0] if value > 0 and value == int(value)}
+    return labels_found(found)
+
+
+def _modality_table(jsons: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, str]:
+    for path, content in jsons:
+        ours = content.get("nnunet_multimodal")
+        table = ours.get("case_modality") if isinstance(ours, dict) else None
+        if table is None:
+            continue
+        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+            raise UsageError(f"nnunet_multimodal.case_modality in {path} must map cases to modalities.")
+        return table
+    return {}
+
+
+# --- the cases -------------------------------------------------------------------------------------------------------
+
+
+def _evaluate_all(cases: Sequence[Case], settings: Settings, jobs: int, progress: bool) -> list[CaseResult]:
+    from tqdm import tqdm
+
+    jobs = min(jobs, len(cases))
+    with tqdm(total=len(cases), desc="measuring", unit="case", disable=None if progress else True) as bar:
+        if jobs == 1:
+            results = []
+            for case in cases:
+                results.append(evaluate_case(case, settings))
+                bar.update()
+            return results
+        # spawn: the caller may have started threads (torch), which a forked process does not survive
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_ignore_interrupt)
+        try:
+            with _interrupts_held_back():
+                places = {pool.submit(evaluate_case, case, settings): index for index, case in enumerate(cases)}
+            done: dict[int, CaseResult] = {}
+            for future in as_completed(places):
+                done[places[future]] = future.result()
+                bar.update()
+            return [done[index] for index in range(len(cases))]
+        except BrokenProcessPool as error:
+            raise EnvironmentProblem(
+                "A measuring process was killed, most likely because memory ran out. Use fewer processes: -j 1."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, not even while they import: it is for us, and comes when we are done.
+
+    Else each of them prints a traceback. Windows cannot hold signals back.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ignore_interrupt() -> None:
+    """The same from the first case on, for Windows too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _total(results: Sequence[CaseResult], what: str) -> dict[str, dict[str, int]]:
+    """Undeclared values: in how many cases, and how many voxels in all."""
+    total: dict[str, dict[str, int]] = {}
+    for result in results:
+        for value, voxels in result.unknown.get(what, {}).items():
+            entry = total.setdefault(value, {"cases": 0, "voxels": 0})
+            entry["cases"] += 1
+            entry["voxels"] += voxels
+    return dict(sorted(total.items(), key=lambda pair: int(pair[0])))
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "nibabel", "monai")}
+    return {"nnunet_multimodal": __version__, "python": platform.python_version(), **packages}

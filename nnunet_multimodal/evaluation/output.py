@@ -1,0 +1,91 @@
+"""cases.csv and summary.csv: one row for each case and organ, one for each scope and organ."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_multimodal.conversion.images import written_whole
+from nnunet_multimodal.evaluation.cases import CaseResult, Settings
+from nnunet_multimodal.evaluation.measures import STATES
+from nnunet_multimodal.evaluation.summary import METRICS
+
+VALUES = (*METRICS, "volume_ref_ml", "volume_pred_ml")
+CASE_COLUMNS = ("case", "modality", "organ", *VALUES, "status", "surface", "tolerance_mm")
+SUMMARY_COLUMNS = (
+    "scope",
+    "name",
+    "organ",
+    "cases",
+    *(f"{metric}_{what}" for metric in METRICS for what in ("mean", "sd", "n")),
+    *STATES,
+    "surface",
+    "tolerance_mm",
+)
+
+
+def write_tables(
+    folder: Path,
+    results: Sequence[CaseResult],
+    modality_of: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    settings: Settings,
+) -> None:
+    """Undefined is an empty cell, the distance of a missed organ ``inf``; the status says which."""
+    definition = {"surface": settings.surface}
+    _write_csv(
+        folder / "cases.csv",
+        CASE_COLUMNS,
+        (
+            {
+                "case": result.name,
+                "modality": modality_of[result.name],
+                "organ": organ,
+                **{column: getattr(measures, column) for column in VALUES},
+                "status": measures.status,
+                "tolerance_mm": settings.tolerances[organ],
+                **definition,
+            }
+            for result in results
+            for organ, measures in result.organs.items()
+        ),
+    )
+    _write_csv(
+        folder / "summary.csv",
+        SUMMARY_COLUMNS,
+        ({**row, "tolerance_mm": _tolerance(row["organ"], settings), **definition} for row in rows),
+    )
+
+
+def _tolerance(organ: str, settings: Settings) -> str:
+    """Of an organ; of all organs, all that were used."""
+    if organ in settings.tolerances:
+        return f"{settings.tolerances[organ]:g}"
+    return " ".join(f"{value:g}" for value in sorted({*settings.tolerances.values()}))
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(row[column]) for column in columns] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else value
+
+
+def plain(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON has not: they become None."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

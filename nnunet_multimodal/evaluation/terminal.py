@@ -1,0 +1,65 @@
+"""What the terminal shows at the end: a small table, and all that was not measured as a user might expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nnunet_multimodal.conversion.dataset import LISTED, first_names
+from nnunet_multimodal.evaluation.measures import FALSE_POSITIVE, MISSED
+from nnunet_multimodal.evaluation.summary import ALL_CASES, find_row
+
+
+def describe(content: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The table (organs down, modalities across, ``DSC/NSD``), and lines about problems.
+
+    Args:
+        content: what :func:`nnunet_multimodal.evaluation.evaluate_folders` returns.
+    """
+    rows, counts, settings = content["summary"], content["counts"], content["settings"]
+    modalities = [("modality", m) for m in dict.fromkeys(row["name"] for row in rows if row["scope"] == "modality")]
+    scopes = [*(m for m in modalities if len(modalities) > 1), *(("group", g) for g in settings["groups"])]
+    scopes.append(("all", ALL_CASES))
+    organs = [row["organ"] for row in rows if row["scope"] == "all"]
+    tolerances = " or ".join(f"{value:g}" for value in sorted({*settings["tolerances_mm"].values()}))
+    lines = [f"DSC/NSD, surface {settings['surface']}, tolerance {tolerances} mm; {counts['measured']} cases"]
+    table = [["", *(name for _, name in scopes)]]
+    for organ in [*organs[1:], organs[0]]:
+        cells = [find_row(rows, scope, name, organ) for scope, name in scopes]
+        table.append([organ, *(f"{_number(row['dsc_mean'])}/{_number(row['nsd_mean'])}" for row in cells)])
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines += ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in table]
+    if counts[MISSED] or counts[FALSE_POSITIVE]:
+        note = f"missed: {counts[MISSED]}; found where the reference has none: {counts[FALSE_POSITIVE]}"
+        lines.append(f"{note} (DSC and NSD 0, no distances)")
+    return "\n".join(line.rstrip() for line in lines), _problems(content)
+
+
+def _problems(content: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if content["missing_predictions"]:
+        names = first_names(content["missing_predictions"])
+        lines.append(f"without a prediction, counted as missed ({len(content['missing_predictions'])}): {names}")
+    if content["without_reference"]:
+        names = first_names(content["without_reference"])
+        lines.append(f"predictions without a reference ({len(content['without_reference'])}): {names}")
+    failed = [*content["failed"].values()]
+    lines += [f"failed: {problem}" for problem in failed[:LISTED]]
+    if len(failed) > LISTED:
+        lines.append(f"failed: {len(failed) - LISTED} more, in evaluation.json")
+    if content["counts"]["resampled"]:
+        lines.append(f"predictions that were resampled to their reference's grid: {content['counts']['resampled']}")
+    for what, values in content["unknown_labels"].items():
+        if values:
+            lines.append(f"values in the {what}s that no label has, taken for background: {_tally(values)}")
+    if content["without_modality"]:
+        lines.append(f"no modality is known of {first_names(content['without_modality'])}")
+    return lines
+
+
+def _tally(values: Mapping[str, Mapping[str, int]]) -> str:
+    return first_names([f"{value} ({n['voxels']} voxels in {n['cases']} cases)" for value, n in values.items()])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
