@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "env": ("nnunet_multimodal.commands.env", "print the line that makes nnU-Net find the trainers"),
     "doctor": ("nnunet_multimodal.commands.doctor", "check the installation or a data set, and say what to type"),
     "list": ("nnunet_multimodal.commands.list", "show the trainers, their papers and the data sets they need"),
+    "demo": ("nnunet_multimodal.commands.demo", "show it all on made-up patients, in minutes and without data"),
     "convert": ("nnunet_multimodal.commands.convert", "make the data set that a trainer needs"),
     "phantom": ("nnunet_multimodal.commands.phantom", "write made-up abdomens in several MR contrasts and CT"),
     "scribbles": ("nnunet_multimodal.commands.scribbles", "simulate scribbles from label maps"),

@@ -59,6 +59,17 @@ _ENTRIES = (
         },
     ),
     TrainerEntry(
+        name="nnUNetTrainerCrossMR_openSet",
+        module="nnunet_multimodal.trainers.open_set",
+        paper=f"{_CROSSMR_PAPER}: its task for organs without labels, which is ours, by a space-time memory network",
+        dataset="as nnUNetTrainerCrossMR; made with `nnunet_multimodal convert crossmr`",
+        differs=(
+            "what a scribble says is remembered for each place of the reference and read by the target's places; one "
+            "organ at a time, whichever it is. Half of what training asks for are structures found without labels, and "
+            "some images are painted. At prediction any organ may be scribbled, labelled in training or not"
+        ),
+    ),
+    TrainerEntry(
         name="nnUNetTrainerContrastAug",
         module="nnunet_multimodal.trainers.contrast_aug",
         paper=f"{_CROSSMR_PAPER}: its target-like augmentation alone",

@@ -23,6 +23,9 @@ number in the data set, 0 is unlabelled. With the 2d configuration each target s
 position in space where both agree about it, else by relative order; between an organ's first and last scribbled
 slice the nearest scribbled slice answers. Beyond them the organ is not looked for, unless --reach says so.
 
+A model of nnUNetTrainerCrossMR_openSet takes any organ: give one that was not labelled in training a number of its own,
+up to 255, and a name with --organ-names.
+
 One subject: --reference, --scribbles and --targets. Many: --subjects DIR with a folder for each, holding
 reference.nii.gz, scribbles.nii.gz and any other images, which are the targets."""
 
@@ -59,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("-f", "--folds", nargs="+", metavar="FOLD", help="default: every fold that was trained")
     model.add_argument("-chk", "--checkpoint", default="checkpoint_final.pth", metavar="FILE", help="%(default)s")
     model.add_argument("-m", "--model-folder", type=Path, metavar="DIR", help="result folder, instead of -d and -c")
+    model.add_argument(
+        "--organ-names", nargs="+", metavar="NAME=NUMBER", help="of organs that are not in the data set (openSet)"
+    )
     model.add_argument("-device", "--device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one")
     how = parser.add_argument_group("slices (2d)")
     how.add_argument("--reach", type=float, default=0.0, metavar="MM", help="look so far beyond the outer scribbles")
@@ -78,13 +84,41 @@ def run(args: argparse.Namespace) -> int:
     _check_outputs(subjects, args.output)
     if math.isnan(args.reach) or args.reach < 0:
         raise UsageError(f"--reach {args.reach}: expected millimetres, 0 or more, or inf.")
+    names = _organ_names(args.organ_names or [])
     if args.model_folder is None:
         if args.dataset is None or args.configuration is None:
             raise UsageError("which model? Give -d DATASET and -c CONFIGURATION, or -m RESULT_FOLDER.")
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             require_nnunet_path(variable)
     predictor, folder = _load_model(args)
+    if names and not predictor.open_set:
+        raise UsageError(
+            f"--organ-names: {folder.name} knows the organs of its data set only, {', '.join(predictor.names)}. A "
+            "model of nnUNetTrainerCrossMR_openSet takes any."
+        )
+    _check_names(predictor.names, names)
     return _predict_all(args, predictor, folder, subjects)
+
+
+def _organ_names(given: list[str]) -> dict[str, int]:
+    """``["spleen=4"]`` -> ``{"spleen": 4}``."""
+    names: dict[str, int] = {}
+    for word in given:
+        name, _, number = word.partition("=")
+        if not name or not number.isascii() or not number.isdigit() or not 0 < int(number) < 256:
+            raise UsageError(f"--organ-names {word}: expected NAME=NUMBER with a number from 1 to 255.")
+        if name in names or int(number) in names.values():
+            raise UsageError(f"--organ-names: {word} names an organ or a number twice.")
+        names[name] = int(number)
+    return names
+
+
+def _check_names(known: dict[str, int], given: dict[str, int]) -> None:
+    """The user's names must not contradict the data set's."""
+    for name, number in given.items():
+        if known.get(name, number) != number or any(n != name for n, value in known.items() if value == number):
+            declared = ", ".join(f"{n}={value}" for n, value in known.items())
+            raise UsageError(f"--organ-names {name}={number} contradicts the data set of the model: {declared}.")
 
 
 def _subjects(args: argparse.Namespace) -> list[Subject]:
@@ -201,6 +235,8 @@ def _predict_subject(args: argparse.Namespace, predictor: Any, subject: Subject,
 
 
 def _read_reference(args: argparse.Namespace, predictor: Any, subject: Subject):
+    import numpy as np
+
     from nnunet_multimodal.conversion.images import check_scribbles, read_labels, read_volume
 
     for path in (subject.reference, subject.scribbles):
@@ -208,11 +244,19 @@ def _read_reference(args: argparse.Namespace, predictor: Any, subject: Subject):
             raise DataProblem(f"{path} does not exist.")
     reference = read_volume(subject.reference, args.nan_to, args.reorthonormalize)
     drawn = read_labels(subject.scribbles, args.reorthonormalize)
-    drawn = check_scribbles(
-        drawn, reference, _organs(predictor), None, args.allow_affine_mismatch, args.fix_header
-    )
+    if predictor.open_set:
+        predictor.ask_for(_organ_names(args.organ_names or []))
+        found = {int(v) for v in np.unique(drawn.data) if 0 < v < 256 and v == int(v)}
+        unnamed = {f"organ_{v}": v for v in found - set(predictor.names.values())}
+        predictor.ask_for({**_organ_names(args.organ_names or []), **unnamed})
+    try:
+        drawn = check_scribbles(drawn, reference, predictor.names, None, args.allow_affine_mismatch, args.fix_header)
+    except DataProblem as error:
+        if "undeclared class" not in str(error) or predictor.open_set:
+            raise
+        raise DataProblem(f"{error} A model of nnUNetTrainerCrossMR_openSet takes any organ.") from error
     if not drawn.data.any():
-        raise DataProblem(f"{subject.scribbles} is empty: draw on at least one slice, values {_organs(predictor)}.")
+        raise DataProblem(f"{subject.scribbles} is empty: draw on at least one slice, values {predictor.names}.")
     return reference, drawn.data.astype(int)
 
 
@@ -234,24 +278,19 @@ def _predict_target(
         "target": str(path),
         "output": str(output),
         "matching": answer.match.method if answer.match else "volume",
-        "millilitres": organ_volumes(answer.segmentation, target, _organs(predictor)),
+        "millilitres": organ_volumes(answer.segmentation, target, predictor.names),
         "seconds": round(time.perf_counter() - begin, 2),
     }
     if answer.served is not None:
-        result["slices"] = {name: int((row >= 0).sum()) for name, row in zip(_organs(predictor), answer.served)}
+        result["slices"] = {name: int((row >= 0).sum()) for name, row in zip(predictor.names, answer.served)}
     if not args.no_overlays:
         picture = args.output / "overlays" / f"{subject.name + '_' if subject.name else ''}{_stem(path)}.png"
         write_overlay(
-            picture, encoded.prepared.volume, scribbles, target, answer.segmentation, _organs(predictor),
+            picture, encoded.prepared.volume, scribbles, target, answer.segmentation, predictor.names,
             predictor.slice_axis, answer.served,
         )  # fmt: skip
         result["overlay"] = str(picture)
     return result
-
-
-def _organs(predictor: Any) -> dict[str, int]:
-    labels = predictor.predictor.dataset_json["labels"]
-    return {name: value for name, value in labels.items() if value in predictor.organs}
 
 
 def _fail(args: argparse.Namespace, report: dict, bar: Any, subject: Subject, what: str, error: Exception) -> None:

@@ -12,7 +12,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunet_multimodal.environment import use_own_trainers
 from nnunet_multimodal.errors import EnvironmentProblem, UsageError
-from nnunet_multimodal.networks import CrossMRNetwork
+from nnunet_multimodal.networks import CrossMRNetwork, OpenSetNetwork
 from nnunet_multimodal.trainers.checkpoints import readable_checkpoint
 
 READER = "NibabelIOWithReorient"
@@ -41,7 +41,7 @@ def result_folder(dataset: str, trainer: str, plans: str, configuration: str) ->
 def load_referring_model(
     folder: Path, folds: list[str] | None, checkpoint: str, device: torch.device, messages: list[str]
 ) -> nnUNetPredictor:
-    """nnU-Net's predictor with a CrossMR network and the weights of one or several folds.
+    """nnU-Net's predictor with a referring network and the weights of one or several folds.
 
     Args:
         folder: result folder, as ``result_folder`` gives it.
@@ -73,7 +73,7 @@ def load_referring_model(
         predictor = nnUNetPredictor(use_mirroring=False, device=device, allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(folder), folds, names.pop())
     network = getattr(predictor.network, "_orig_mod", predictor.network)
-    if not isinstance(network, CrossMRNetwork):
+    if not isinstance(network, (CrossMRNetwork, OpenSetNetwork)):
         raise UsageError(
             f"{folder.name} was trained with {predictor.trainer_name}, which cannot be referred to. "
             "Use -tr nnUNetTrainerCrossMR, or nnUNetv2_predict for this model."

@@ -16,12 +16,16 @@ import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
 from nnunet_multimodal.conversion.images import Volume
 from nnunet_multimodal.data.slices import SliceMatch, match_slices, nearest_scribbled
-from nnunet_multimodal.networks import CrossMRNetwork, Prompt
+from nnunet_multimodal.errors import UsageError
+from nnunet_multimodal.inference.frame import Frame, own_frame, shared_frame
+from nnunet_multimodal.networks import CrossMRNetwork, Memory, OpenSetNetwork, Prompt
 from nnunet_multimodal.networks.crossmr import ABSENT
+from nnunet_multimodal.networks.memory import join_memories, mix_memories
 
 MAX_WINDOWS = 64  # 3d: windows in which the reference is encoded, once; more than any body needs
 
@@ -74,14 +78,17 @@ class Answer:
 class PromptedNetwork(nn.Module):
     """The referring network with its prompt fixed, as nnU-Net's predictor calls it: image in, logits out."""
 
-    def __init__(self, network: CrossMRNetwork) -> None:
+    def __init__(self, network: CrossMRNetwork | OpenSetNetwork) -> None:
         super().__init__()
         self.network = network
-        self.prompt: Prompt | None = None
+        self.prompt: Prompt | Memory | None = None
 
     def forward(self, target: Tensor) -> Tensor:
-        """target [B, 1, ...] -> logits [B, 1 + K, ...]."""
-        assert self.prompt is not None
+        """target [B, 1, ...] -> logits [B, 1 + K, ...]; further channels say where each voxel lies."""
+        if isinstance(self.network, OpenSetNetwork):
+            assert isinstance(self.prompt, Memory)
+            return self.network.segment(target[:, :1], self.prompt, places=target[:, 1:])
+        assert isinstance(self.prompt, Prompt)
         return self.network.segment(target, self.prompt)
 
 
@@ -94,13 +101,28 @@ class ReferringPredictor:
 
     def __init__(self, predictor: nnUNetPredictor) -> None:
         self.predictor = predictor
-        self.network: CrossMRNetwork = predictor.network
+        self.network: CrossMRNetwork | OpenSetNetwork = predictor.network
         self.prompted = PromptedNetwork(self.network)
         predictor.network = self.prompted
         self.configuration = predictor.configuration_manager
         self.dimensions = len(self.configuration.patch_size)
         self.axes = list(predictor.plans_manager.transpose_forward)
-        self.organs: list[int] = list(predictor.label_manager.foreground_labels)
+        self.open_set = isinstance(self.network, OpenSetNetwork)  # takes organs that are not in the data set
+        labels = predictor.dataset_json["labels"]
+        foreground = predictor.label_manager.foreground_labels
+        self._of_data_set = {name: value for name, value in labels.items() if value in foreground}
+        self.names: dict[str, int] = self._of_data_set  # what is looked for
+        self.organs: list[int] = list(foreground)
+
+    def ask_for(self, more: dict[str, int]) -> None:
+        """Looks from now on for the data set's organs and these, name -> label from 1 to 255 (open set only)."""
+        if not self.open_set:
+            raise UsageError("only a model of nnUNetTrainerCrossMR_openSet takes organs that are not in its data set.")
+        self.names = dict(sorted({**self._of_data_set, **more}.items(), key=lambda item: item[1]))
+        self.organs = list(self.names.values())
+        # nnU-Net's own labels have no gaps; answer() turns the numbers back
+        numbered = {"background": 0, **{name: k for k, name in enumerate(self.names, start=1)}}
+        self.predictor.label_manager = LabelManager(numbered, None)
 
     @property
     def slice_axis(self) -> int:
@@ -133,12 +155,12 @@ class ReferringPredictor:
         slices = np.stack([(scribbles == organ).any(axis=other_axes) for organ in self.organs])
         return Reference(prepared, drawn, slices)
 
-    def encode(self, reference: Reference) -> list[dict[int, Prompt]]:
+    def encode(self, reference: Reference) -> list[dict[int, Any]]:
         """The reference's prompts for each fold: by prepared slice (2d), or one under key 0 (3d).
 
         They are all that is kept of the reference: any number of targets is answered from them.
         """
-        prompts = []
+        prompts: list[dict[int, Any]] = []
         for weights in self.predictor.list_of_parameters:
             self._load(weights)
             with torch.inference_mode():
@@ -150,7 +172,7 @@ class ReferringPredictor:
         self,
         target: Volume,
         reference: Reference,
-        prompts: list[dict[int, Prompt]],
+        prompts: list[dict[int, Any]],
         reach: float = 0.0,
         matching: str = "auto",
     ) -> Answer:
@@ -163,12 +185,16 @@ class ReferringPredictor:
             matching: 2d: ``auto``, ``position`` or ``order``, see ``match_slices``.
         """
         prepared = self.prepare(target)
-        match = served = None
-        if self.dimensions == 2:
-            match = match_slices(
-                target.affine, target.data.shape, reference.prepared.volume.affine,
-                reference.prepared.volume.data.shape, self.slice_axis, matching,  # type: ignore[arg-type]
-            )  # fmt: skip
+        served = None
+        match: SliceMatch | None = match_slices(
+            target.affine, target.data.shape, reference.prepared.volume.affine,
+            reference.prepared.volume.data.shape, self.slice_axis, matching,  # type: ignore[arg-type]
+        )  # fmt: skip
+        assert match is not None
+        frame = shared_frame(target, reference.prepared.volume, match.method == "position")
+        if self.dimensions == 3:
+            match = None
+        else:
             spacing = reference.prepared.volume.spacing[self.slice_axis]
             served = np.stack([nearest_scribbled(match, slices, reach, spacing) for slices in reference.slices])
         logits: Tensor | None = None
@@ -176,39 +202,43 @@ class ReferringPredictor:
             self._load(weights)
             if served is None:
                 self.prompted.prompt = of_fold[0]
-                fold = self.predictor.predict_sliding_window_return_logits(prepared.image).float().cpu()
+                fold = self._slide(prepared, frame, slice(None))
             else:
-                fold = self._answer_slices(prepared, reference, of_fold, served)
+                fold = self._answer_slices(prepared, reference, of_fold, served, frame)
             logits = fold if logits is None else logits + fold
         assert logits is not None
         segmentation = convert_predicted_logits_to_segmentation_with_correct_shape(
             logits / len(prompts), self.predictor.plans_manager, self.configuration, self.predictor.label_manager,
             prepared.properties, return_probabilities=False,
         )  # fmt: skip
-        return Answer(np.asarray(segmentation), match, served)
+        return Answer(np.array([0, *self.organs], dtype=np.uint8)[np.asarray(segmentation)], match, served)
 
     # --- encoding ----------------------------------------------------------------------------------------------------
 
-    def _encode_slices(self, reference: Reference) -> dict[int, Prompt]:
-        image, scribbles = reference.prepared.image, reference.scribbles
-        prompts = {}
-        for place in scribbles.flatten(2).any(2).any(0).nonzero().flatten().tolist():
-            prompts[place] = self._prompt(image[:, place], scribbles[:, place])
-        return prompts
+    def _encode_slices(self, reference: Reference) -> dict[int, Any]:
+        everything = [slice(0, n) for n in reference.scribbles.shape[2:]]
+        drawn = reference.scribbles.flatten(2).any(2).any(0).nonzero().flatten().tolist()
+        return {place: self._prompt(reference, (slice(place, place + 1), *everything)) for place in drawn}
 
-    def _encode_volume(self, reference: Reference) -> dict[int, Prompt]:
-        image, scribbles = reference.prepared.image, reference.scribbles
-        windows = covering_windows(scribbles.any(0), self.configuration.patch_size, MAX_WINDOWS)
-        cuts = [(slice(None), *window) for window in windows]
-        return {0: join_prompts([self._prompt(image[cut], scribbles[cut]) for cut in cuts])}
+    def _encode_volume(self, reference: Reference) -> dict[int, Any]:
+        windows = covering_windows(reference.scribbles.any(0), self.configuration.patch_size, MAX_WINDOWS)
+        prompts: list[Any] = [self._prompt(reference, window) for window in windows]
+        return {0: join_memories(prompts) if self.open_set else join_prompts(prompts)}
 
-    def _prompt(self, image: Tensor, scribbles: Tensor) -> Prompt:
-        """Encodes one slice or window [1, ...], padded as nnU-Net's predictor pads a target."""
+    def _prompt(self, reference: Reference, window: tuple[slice, ...]) -> Prompt | Memory:
+        """Encodes one slice or window, padded as nnU-Net's predictor pads a target."""
         divisor = np.prod(np.array(self.network.strides), axis=0)
-        together = torch.cat((image, scribbles.float()))
-        padded = pad_nd_image(together, self.configuration.patch_size, "constant", {"value": 0}, False, [1, *divisor])
-        padded = padded[None].to(self.predictor.device)
+        cut = (slice(None), *window)
+        together = torch.cat((reference.prepared.image[cut], reference.scribbles[cut].float()))
+        divisors = [1, *([1] if self.dimensions == 2 else []), *divisor]
+        padded, inner = pad_nd_image(together, self.configuration.patch_size, "constant", {"value": 0}, True, divisors)
+        begin = [wanted.start - pad.start for wanted, pad in zip(window, inner[1:])]
+        places = self._places(reference.prepared, own_frame(reference.prepared.volume), begin, padded.shape[1:])
+        flat = slice(None) if self.dimensions == 3 else 0  # a slice has no axis 0
+        padded, places = (x[:, flat][None].to(self.predictor.device) for x in (padded, places))
         with torch.autocast(self.predictor.device.type, enabled=self.predictor.device.type == "cuda"):
+            if isinstance(self.network, OpenSetNetwork):
+                return self.network.prompt(padded[:, :1], padded[:, 1:] > 0.5, places)
             return self.network.prompt(padded[:, :1], padded[:, 1:] > 0.5)
 
     def _load(self, weights: dict[str, Tensor]) -> None:
@@ -218,14 +248,14 @@ class ReferringPredictor:
     # --- answering ---------------------------------------------------------------------------------------------------
 
     def _answer_slices(
-        self, prepared: Prepared, reference: Reference, prompts: dict[int, Prompt], served: np.ndarray
+        self, prepared: Prepared, reference: Reference, prompts: dict[int, Any], served: np.ndarray, frame: Frame
     ) -> Tensor:
         heads = self.predictor.label_manager.num_segmentation_heads
         logits = torch.full((heads, *prepared.image.shape[1:]), ABSENT)
         logits[0] = 0
         first = prepared.properties["bbox_used_for_cropping"][0][0]
         to_slice = self._prepared_slices(reference.prepared)
-        mixed: dict[tuple[int, ...], Prompt] = {}
+        mixed: dict[tuple[int, ...], Prompt | Memory] = {}
         places = range(prepared.image.shape[1])
 
         def sources_of(place: int) -> tuple[int, ...]:
@@ -235,12 +265,39 @@ class ReferringPredictor:
             if not any(s in prompts for s in sources):
                 continue
             if sources not in mixed:
-                mixed[sources] = mix_prompts(prompts, sources)
+                chosen = [prompts.get(source) for source in sources]
+                mixed[sources] = mix_memories(chosen) if self.open_set else mix_prompts(prompts, sources)
             self.prompted.prompt = mixed[sources]
             together = list(run)
             part = slice(together[0], together[-1] + 1)
-            logits[:, part] = self.predictor.predict_sliding_window_return_logits(prepared.image[:, part]).float().cpu()
+            logits[:, part] = self._slide(prepared, frame, part)
         return logits
+
+    def _slide(self, prepared: Prepared, frame: Frame, part: slice) -> Tensor:
+        """nnU-Net's sliding window over some slices, with the places of the voxels where the network wants them."""
+        image = prepared.image[:, part]
+        if not self.open_set:
+            return self.predictor.predict_sliding_window_return_logits(image).float().cpu()
+        # padded here and not by nnU-Net, as the places go on into the padding
+        padded, inner = pad_nd_image(image, self.configuration.patch_size, "constant", {"value": 0}, True)
+        begin = [-pad.start for pad in inner[1:]]
+        begin[0] += part.start or 0
+        places = self._places(prepared, frame, begin, padded.shape[1:])
+        logits = self.predictor.predict_sliding_window_return_logits(torch.cat((padded, places)))
+        return logits[(slice(None), *inner[1:])].float().cpu()
+
+    def _places(self, prepared: Prepared, frame: Frame, begin: list[int], size: tuple[int, ...]) -> Tensor:
+        """Where prepared voxels lie, in mm in the reference's frame: [ndim, *size] from voxel ``begin`` on."""
+        low = [edge for edge, _ in prepared.properties["bbox_used_for_cropping"]]
+        cropped = prepared.properties["shape_after_cropping_and_before_resampling"]
+        places = frame.offset[self.axes].reshape(3, 1, 1, 1)
+        for axis in range(3):  # the inverse of _to_prepared
+            at = np.arange(begin[axis], begin[axis] + size[axis]) + 0.5
+            voxel = at * cropped[axis] / prepared.image.shape[1 + axis] - 0.5 + low[axis]
+            direction = frame.matrix[self.axes, self.axes[axis]].reshape(3, 1, 1, 1)
+            places = places + direction * voxel.reshape(*[-1 if other == axis else 1 for other in range(3)])
+        places = np.broadcast_to(places, (3, *size))[3 - self.dimensions :]
+        return torch.from_numpy(places.astype(np.float32))
 
     def _to_prepared(self, voxels: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Voxels [n, 3] of the volume as read -> the prepared voxels that they fall into [n, 3].

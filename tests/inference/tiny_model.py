@@ -1,4 +1,4 @@
-"""A result folder of nnUNetTrainerCrossMR with random weights: what refer loads, without a training."""
+"""A result folder of a referring trainer with random weights: what refer loads, without a training."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def tiny_plans(dimensions: int, organs: int = len(ORGANS)) -> dict[str, Any]:
     }
 
 
-def tiny_result_folder(dimensions: int, folds: tuple[int, ...] = (0,)) -> Path:
+def tiny_result_folder(dimensions: int, folds: tuple[int, ...] = (0,), name: str = "nnUNetTrainerCrossMR") -> Path:
     """Writes checkpoints, plans.json and dataset.json below nnUNet_results; returns the model's folder."""
-    from nnunet_multimodal.trainers.crossmr import nnUNetTrainerCrossMR
+    from nnunet_multimodal import trainers
 
     names = ["target", "reference", *["noNorm"] * len(ORGANS)]
     dataset = {
@@ -85,7 +85,7 @@ def tiny_result_folder(dimensions: int, folds: tuple[int, ...] = (0,)) -> Path:
         plans = tiny_plans(dimensions)
         configuration = next(iter(plans["configurations"]))
         torch.manual_seed(fold)
-        trainer = nnUNetTrainerCrossMR(plans, configuration, fold, dataset, torch.device("cpu"))
+        trainer = getattr(trainers, name)(plans, configuration, fold, dataset, torch.device("cpu"))
         trainer.print_to_log_file = lambda *args, **kwargs: None  # type: ignore[method-assign]
         data = Path(trainer.preprocessed_dataset_folder)
         data.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ SMALL = {
     "layers": 2,
     "levels": 2,
     "max_tokens": 20,
+    "prompts": 2,  # openSet: as many as there are organs, so that its batches look like the data set
 }
 
 NAMES = [name for entry in TRAINERS.values() for name in entry.names]

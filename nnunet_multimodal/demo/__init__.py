@@ -1,0 +1,1 @@
+"""The demo: phantom to report through the commands that a user types."""
