@@ -79,6 +79,8 @@ class ReferringPair(BasicTransform):
         scribble_scale: of the strokes; None: from the image size.
         slices_3d: least and most slices (inclusive) that are scribbled in a volume, for each organ.
         paired: False is the ablation without paired augmentation: the reference is a copy of the changed target.
+        repaint: what gives regions of the target contrasts of their own before the chain (``Repaint``); it may look at
+            the labels.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class ReferringPair(BasicTransform):
         scribble_scale: float | None = None,
         slices_3d: tuple[int, int] = SLICES_3D,
         paired: bool = True,
+        repaint: BasicTransform | None = None,
     ) -> None:
         super().__init__()
         self.organs = list(organs)
@@ -99,6 +102,7 @@ class ReferringPair(BasicTransform):
         self.scribble_scale = scribble_scale
         self.slices_3d = slices_3d
         self.paired = paired
+        self.repaint = repaint
 
     def get_parameters(self, **data_dict: Any) -> dict:
         image = data_dict["image"]
@@ -109,6 +113,7 @@ class ReferringPair(BasicTransform):
             return None if transform is None else transform.get_parameters(image=image)
 
         return {
+            "repaint": draw(self.repaint),
             "target": draw(self.target),
             "reference": draw(self.reference if self.paired else None),
             "jitter": draw(self.jitter if self.paired else None),
@@ -118,7 +123,8 @@ class ReferringPair(BasicTransform):
     def apply(self, data_dict: dict, **params: Any) -> dict:
         # the chains work in place, hence the copies
         clean, labels = data_dict["image"].float(), data_dict["segmentation"][:1]
-        target = self._changed(self.target, {"image": clean.clone()}, params["target"])["image"]
+        anew = self._changed(self.repaint, {"image": clean.clone(), "segmentation": labels}, params["repaint"])
+        target = self._changed(self.target, {"image": anew["image"]}, params["target"])["image"]
         # what nnU-Net padded stays 0, as it is at prediction; air is not exactly 0 after normalisation
         target[(clean == 0) & (labels == -1)] = 0
         seen = {"image": clean.clone() if self.paired else target.clone(), "segmentation": labels}

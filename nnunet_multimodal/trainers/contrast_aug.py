@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
 from nnunet_multimodal.data.contrast import TargetContrast
+from nnunet_multimodal.data.repaint import Repaint
 from nnunet_multimodal.trainers.base import MultimodalTrainer, is_intensity, thick_axes
 
 
@@ -16,8 +19,14 @@ class nnUNetTrainerContrastAug(MultimodalTrainer):
     differs: the intensity transforms; nothing else.
     """
 
+    settings_defaults: ClassVar[dict[str, Any]] = {
+        **MultimodalTrainer.settings_defaults,
+        "repainted": 0.0,  # share of images whose regions get contrasts of their own (data/repaint.py)
+    }
+
     def replace_intensity(self, stock: list[BasicTransform]) -> list[BasicTransform]:
         """Puts the chain where nnU-Net's intensity transforms begin."""
         at = next(i for i, transform in enumerate(stock) if is_intensity(transform))
         kept = [transform for transform in stock if not is_intensity(transform)]
-        return [*kept[:at], TargetContrast(ignore_axes=thick_axes(stock)), *kept[at:]]
+        repaint = [Repaint(self.settings["repainted"])] if self.settings["repainted"] else []
+        return [*kept[:at], *repaint, TargetContrast(ignore_axes=thick_axes(stock)), *kept[at:]]

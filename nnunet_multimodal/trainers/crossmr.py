@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nnunet_multimodal.data.contrast import ReferenceContrast, TargetContrast
 from nnunet_multimodal.data.pairs import ReferenceJitter, ReferringPair
 from nnunet_multimodal.data.prompts import KeepChannels
+from nnunet_multimodal.data.repaint import Repaint
 from nnunet_multimodal.errors import DataProblem, UsageError
 from nnunet_multimodal.losses import ReferringLoss
 from nnunet_multimodal.networks import CrossMRNetwork, ReferringOutput
@@ -57,6 +58,7 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
         "gradient_clip": 1.0,
         "pretrained_encoder_lr": 0.1,  # of initial_lr, where starting_model is set (the paper's)
         "paired_augmentation": True,
+        "repainted": 0.0,  # share of targets whose regions get contrasts of their own (data/repaint.py)
         "loss_bce": 2.5,
         "loss_dice": 2.5,
         "match_bce": 2.0,
@@ -158,7 +160,9 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
         """What makes target, reference and scribbles of one image; thick: axes that low resolution leaves alone."""
         organs = self.label_manager.foreground_labels
         if self.settings["paired_augmentation"]:
-            return ReferringPair(organs, TargetContrast(ignore_axes=thick), ReferenceContrast(), ReferenceJitter())
+            chains = TargetContrast(ignore_axes=thick), ReferenceContrast(), ReferenceJitter()
+            repaint = Repaint(self.settings["repainted"]) if self.settings["repainted"] else None
+            return ReferringPair(organs, *chains, repaint=repaint)
         return ReferringPair(organs, stock_intensity, None, None, paired=False)
 
     def get_validation_transforms(
