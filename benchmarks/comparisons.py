@@ -45,7 +45,8 @@ class Comparison:
 
 
 # Each family has the rate that learned fastest in short trials of ContrastAug: AdamW 3e-3 (after 400 steps pseudo Dice
-# .78), 1e-3 (.51), stock's SGD 1e-2 or 5e-2 (only the liver is found). CrossMR's default is 1e-3.
+# .78), 1e-3 (.51), stock's SGD 1e-2 or 5e-2 (only the liver is found). CrossMR has its
+# default, 1e-3; other rates were not tried.
 _PLAIN = {"initial_lr": 3e-3}
 _CROSSMR_SETTINGS = {"initial_lr": 1e-3}
 _CROSSMR = ("", "_noVisualTokens", "_noOrganMatch", "_noPairedAug", "_visualAcrossBatch")

@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     extent = tuple(n * s for n, s in zip(args.size, args.spacing)) if args.size else BODY
     options = PhantomOptions(contrasts, args.seed, tuple(args.spacing), extent, args.noise, args.motion, organs)
 
+    if args.output.exists() and not args.output.is_dir():
+        raise UsageError(f"{args.output} is a file; name a folder for the data set.")
     before = read_description(args.output)
     if before is None and args.output.exists() and any(args.output.iterdir()):
         raise UsageError(f"{args.output} is not empty and holds no phantom.json; choose an empty folder.")
@@ -90,4 +92,6 @@ def _known(words: list[str], known: tuple[str, ...], what: str) -> tuple[str, ..
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UsageError(f"unknown {what} '{name}'.{hint} Known: {', '.join(known)}.")
+    if words and not names:
+        raise UsageError(f"no {what} is named in '{' '.join(words)}'. Known: {', '.join(known)}.")
     return tuple(dict.fromkeys(names))

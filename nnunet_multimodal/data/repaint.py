@@ -11,6 +11,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunet_multimodal.data.prompts import draw_seed
 from nnunet_multimodal.data.structures import find_cells
 from nnunet_multimodal.data.synthetic import paint, random_regions
+from nnunet_multimodal.errors import UsageError
 
 
 class Repaint(BasicTransform):
@@ -46,3 +47,9 @@ class Repaint(BasicTransform):
             painted.append(torch.from_numpy(paint(named, rng, channel)))
         data_dict["image"] = torch.stack(painted)
         return data_dict
+
+
+def check_share(share: float) -> None:
+    """Raises UsageError where the setting ``repainted`` is no share."""
+    if not 0 <= share <= 1:
+        raise UsageError(f"repainted is the share of images that are painted, from 0 to 1; found {share}.")

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 
 from nnunet_multimodal.data.contrast import TargetContrast
-from nnunet_multimodal.data.repaint import Repaint
+from nnunet_multimodal.data.repaint import Repaint, check_share
+from nnunet_multimodal.errors import DataProblem
 from nnunet_multimodal.trainers.base import MultimodalTrainer, is_intensity, thick_axes
 
 
@@ -23,6 +24,15 @@ class nnUNetTrainerContrastAug(MultimodalTrainer):
         **MultimodalTrainer.settings_defaults,
         "repainted": 0.0,  # share of images whose regions get contrasts of their own (data/repaint.py)
     }
+
+    def check_dataset(self) -> None:
+        """Repainting tells labelled from unlabelled: it must not meet an ignore label."""
+        check_share(self.settings["repainted"])
+        if self.settings["repainted"] and self.label_manager.has_ignore_label:
+            raise DataProblem(
+                f"{self.plans_manager.dataset_name} has an ignore label: repainting would show the network where the "
+                'labels are. Set "repainted" to 0 in the plans\' section nnunet_multimodal.'
+            )
 
     def replace_intensity(self, stock: list[BasicTransform]) -> list[BasicTransform]:
         """Puts the chain where nnU-Net's intensity transforms begin."""

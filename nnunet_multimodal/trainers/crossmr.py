@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nnunet_multimodal.data.contrast import ReferenceContrast, TargetContrast
 from nnunet_multimodal.data.pairs import ReferenceJitter, ReferringPair
 from nnunet_multimodal.data.prompts import KeepChannels
-from nnunet_multimodal.data.repaint import Repaint
+from nnunet_multimodal.data.repaint import Repaint, check_share
 from nnunet_multimodal.errors import DataProblem, UsageError
 from nnunet_multimodal.losses import ReferringLoss
 from nnunet_multimodal.networks import CrossMRNetwork, ReferringOutput
@@ -58,7 +58,7 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
         "gradient_clip": 1.0,
         "pretrained_encoder_lr": 0.1,  # of initial_lr, where starting_model is set (the paper's)
         "paired_augmentation": True,
-        "repainted": 0.0,  # share of targets whose regions get contrasts of their own (data/repaint.py)
+        "repainted": 0.0,  # share of targets whose regions get contrasts of their own; paired augmentation only
         "loss_bce": 2.5,
         "loss_dice": 2.5,
         "match_bce": 2.0,
@@ -69,6 +69,7 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
 
     def check_dataset(self) -> None:
         """Target, reference, and a scribble for each organ."""
+        check_share(self.settings.get("repainted", 0.0))
         if self.is_cascaded:
             raise UsageError(f"{type(self).__name__} has no cascade: train 2d, 3d_fullres or 3d_lowres.")
         if self.label_manager.has_ignore_label:

@@ -68,13 +68,14 @@ def acquire(
         image int16 [X, Y, Z] (CT in HU), organ numbers uint8 [X, Y, Z], affine [4, 4] to RAS+ mm.
     """
     voxel = np.asarray(spacing, float) * (contrast.pixel, contrast.pixel, contrast.thickness)
-    shape = np.maximum(1, np.floor(np.asarray(extent) / voxel).astype(int))
+    shape = np.maximum(1, np.floor(np.asarray(extent) / voxel + 1e-6).astype(int))
     affine = np.diag([*voxel, 1.0])
     affine[:3, 3] = position.offset - (shape - 1) * voxel / 2
 
     where = _sample_points(anatomy, position, contrast, rng, shape, voxel, affine)
     fine = _signal_map(anatomy, contrast, tissues)
-    sampled = ndimage.map_coordinates(fine, where, order=1, mode="constant", cval=float(fine.min()), prefilter=False)
+    air = tissues["air"].hu if contrast.sequence == "ct" else 0.0  # beyond what was drawn
+    sampled = ndimage.map_coordinates(fine, where, order=1, mode="constant", cval=air, prefilter=False)
     signal = sampled.reshape(*shape[:2], shape[2], SUBSLICES).mean(-1)
     organs = ndimage.map_coordinates(anatomy.organ, where, order=0, mode="constant", cval=0, prefilter=False)
     organs = _majority(organs.reshape(*shape[:2], shape[2], SUBSLICES))

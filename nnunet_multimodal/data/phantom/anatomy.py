@@ -417,7 +417,7 @@ def _kidney(s: _Subject, side: str) -> None:
     if box is None:
         return
     points = s.at(box)
-    turn = rotation((s.rng.normal(12, 4), sign * s.rng.normal(-12, 4), sign * s.rng.normal(25, 6)))
+    turn = rotation((s.rng.normal(-12, 4), sign * s.rng.normal(-12, 4), sign * s.rng.normal(25, 6)))
     size = s.vary(1, 0.07)
     radii = np.array([s.vary(26, 0.05), s.vary(24, 0.05), s.vary(51, 0.05)]) * size
     local = [p - c for p, c in zip(points, centre)]

@@ -75,7 +75,7 @@ def without(first: np.ndarray, second: np.ndarray, blend: float) -> np.ndarray:
 
 
 def rotation(angles: Vector) -> np.ndarray:
-    """Rotation matrix of angles (degrees) about x, then y, then z."""
+    """Rotation matrix of angles (degrees) about x, then y, then z; each turns the first other axis to the second."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(angles)):
         c, s = np.cos(angle), np.sin(angle)

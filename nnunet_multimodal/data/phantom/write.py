@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from nnunet_multimodal.data.phantom.acquire import acquire, draw_position
 from nnunet_multimodal.data.phantom.anatomy import EXTRA_ORGANS, ORGANS, make_anatomy
 from nnunet_multimodal.data.phantom.signal import CONTRASTS
 from nnunet_multimodal.data.phantom.tissues import vary
+from nnunet_multimodal.errors import EnvironmentProblem, UsageError
 
 BODY = (380.0, 280.0, 186.0)
 """Field of view of the default size, mm."""
@@ -64,7 +68,8 @@ def scan_subject(index: int, options: PhantomOptions) -> Iterator[tuple[str, np.
     """
     rng = np.random.default_rng([options.seed, index])
     fine = [s * share for s, share in zip(options.spacing, (0.8, 0.8, 1 / 3))]  # finer than any contrast
-    reach = [e + 24 * max(1.0, options.motion) for e in options.extent]  # what motion may bring into view
+    margins = (24.0, 24.0, 60.0)  # what motion may bring into view: most along the body
+    reach = [e + m * max(1.0, options.motion) for e, m in zip(options.extent, margins)]
     anatomy = make_anatomy(rng, reach, fine, lesion="lesion" in options.organs)
     tissues = vary(rng)
     numbers = _label_numbers(options)
@@ -86,20 +91,46 @@ def write_phantom(output: Path, subjects: int, options: PhantomOptions, processe
     options (see ``read_options``).
     """
     output.mkdir(parents=True, exist_ok=True)
-    names = [subject_name(index) for index in range(subjects)]
+    finished = set(_finished_subjects(output, options))
+    _describe(output, options, finished)
+    jobs = [(index, str(output), options) for index in range(subjects)]
+    for name in _run(jobs, min(processes, subjects)):
+        finished.add(name)
+        _describe(output, options, finished)
+        yield name
+
+
+def _run(jobs: list[tuple[int, str, PhantomOptions]], processes: int) -> Iterator[str]:
+    if processes < 2:
+        yield from map(_write_subject, jobs)
+        return
+    # an executor notices when a process was killed; a multiprocessing.Pool would wait for it for ever
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_ignore_interrupt)
+    try:
+        for future in as_completed([pool.submit(_write_subject, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise EnvironmentProblem(
+            "A process was killed, most likely because memory ran out. Use one (-j 1), a coarser --spacing, or a "
+            "smaller --size; what is finished is kept."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    """Ctrl-C goes to all processes of the terminal; the first one tells the others to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _describe(output: Path, options: PhantomOptions, subjects: set[str]) -> None:
     description = {
         **json_options(options),
-        "subjects": sorted({*names, *_written_subjects(output)}),
+        "subjects": sorted(subjects),
         "labels": {"background": 0, **options.labels},
         "axes": "voxels x, y, z to the patient's right, front, head (RAS+), mm",
     }
     _write_whole(output / "phantom.json", lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
-    jobs = [(index, str(output), options) for index in range(subjects)]
-    if processes < 2 or subjects < 2:
-        yield from map(_write_subject, jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(processes, subjects)) as pool:
-        yield from pool.imap(_write_subject, jobs)
 
 
 def json_options(options: PhantomOptions) -> dict[str, Any]:
@@ -108,9 +139,17 @@ def json_options(options: PhantomOptions) -> dict[str, Any]:
 
 
 def read_description(output: Path) -> dict[str, Any] | None:
-    """phantom.json of a folder, or None where there is none."""
+    """phantom.json of a folder, or None where there is none; UsageError where it is something else."""
     path = output / "phantom.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON ({error}); choose another folder.") from error
+    if not isinstance(content, dict) or "contrasts" not in content:
+        raise UsageError(f"{path} does not describe a phantom; choose another folder.")
+    return content
 
 
 def _label_numbers(options: PhantomOptions) -> np.ndarray:
@@ -123,23 +162,28 @@ def _label_numbers(options: PhantomOptions) -> np.ndarray:
     return numbers
 
 
-def _written_subjects(output: Path) -> list[str]:
+def _finished_subjects(output: Path, options: PhantomOptions) -> list[str]:
+    """Those of phantom.json whose files are all there."""
     description = read_description(output)
-    return list(description["subjects"]) if description else []
+    named = description.get("subjects", []) if description else []
+    return [name for name in named if all(path.is_file() for pair in _places(output, name, options) for path in pair)]
+
+
+def _places(output: Path, name: str, options: PhantomOptions) -> list[tuple[Path, Path]]:
+    """Image and labels of a subject in each contrast."""
+    images, labels, file = output / "images", output / "labels", f"{name}.nii.gz"
+    return [(images / contrast / file, labels / contrast / file) for contrast in options.contrasts]
 
 
 def _write_subject(job: tuple[int, str, PhantomOptions]) -> str:
     index, output, options = job
     name = subject_name(index)
-    places = {
-        contrast: [Path(output) / kind / contrast / f"{name}.nii.gz" for kind in ("images", "labels")]
-        for contrast in options.contrasts
-    }
-    if all(path.is_file() for pair in places.values() for path in pair):
+    places = _places(Path(output), name, options)
+    if all(path.is_file() for pair in places for path in pair):
         return name
-    for contrast, image, labels, affine in scan_subject(index, options):
-        for path, voxels in zip(places[contrast], (image, labels)):
-            _write_nifti(path, voxels, affine)
+    for (_, image, labels, affine), (image_path, labels_path) in zip(scan_subject(index, options), places):
+        _write_nifti(image_path, image, affine)
+        _write_nifti(labels_path, labels, affine)
     return name
 
 
@@ -156,6 +200,8 @@ def _write_whole(path: Path, write: Any) -> None:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -99,3 +99,18 @@ def test_without_motion_all_contrasts_agree_about_the_organs():
         for name, _, labels, affine in scan_subject(2, options)
     }
     np.testing.assert_allclose(volumes["T1w"], volumes["T2w"], rtol=0.2)
+
+
+def test_beyond_what_was_drawn_there_is_air():
+    opposed = Contrast("gradient_echo", tr=130, te=1.2, flip=65, fat=-1.0)
+    away = dataclasses.replace(STILL, shift=np.array([0.0, 0.0, 500.0]))
+    assert scan(opposed, away)[0].max() == 0
+    assert (scan(PLAIN_CT, away)[0] == -1000).all()
+
+
+def test_size_in_voxels_is_kept():
+    for count in (43, 81, 86, 162):
+        image, _, _ = acquire(
+            layered(), PLAIN_CT, STILL, TISSUES, (count * 1.6, 8, 8), (1.6, 4, 4), np.random.default_rng(0), 0.0
+        )
+        assert image.shape[0] == count

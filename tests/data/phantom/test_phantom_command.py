@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
-from nnunet_multimodal.data.phantom import CONTRASTS
+from nnunet_multimodal.data.phantom import CONTRASTS, PhantomOptions, write
+from nnunet_multimodal.errors import EnvironmentProblem
 
 COARSE = ("--spacing", "6", "6", "14", "-j", "1")
 
@@ -71,6 +75,7 @@ def test_wrong_usage_is_told_and_writes_nothing(tmp_path: Path, run_command):
         (("--organs", "heart"), ("unknown organ 'heart'", "stomach")),
         (("--spacing", "0", "1", "1"), ("--spacing", "0.2 or more")),
         (("--noise", "nan"), ("--noise nan",)),
+        (("--contrasts", ","), ("no contrast is named",)),
         (("--subjects", "0"), ("--subjects must be at least 1",)),
     ):
         done = run_command("phantom", "out", *arguments)
@@ -81,3 +86,24 @@ def test_wrong_usage_is_told_and_writes_nothing(tmp_path: Path, run_command):
     (tmp_path / "mine/notes.txt").write_text("keep me")
     done = run_command("phantom", "mine", "--subjects", 1)
     assert done.returncode == 2 and "not empty" in done.stderr
+    (tmp_path / "file").write_text("")
+    done = run_command("phantom", "file", "--subjects", 1)
+    assert done.returncode == 2 and "is a file" in done.stderr
+    for content in ("{", "[]", "{}"):
+        (tmp_path / "mine/phantom.json").write_text(content)
+        done = run_command("phantom", "mine", "--subjects", 1)
+        assert done.returncode == 2 and "phantom.json" in done.stderr and "another folder" in done.stderr
+
+
+def test_a_killed_process_is_told_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = PhantomOptions(contrasts=("T1w",), spacing=(6.0, 6.0, 14.0))
+    monkeypatch.setattr(write, "_write_subject", die)
+    with pytest.raises(EnvironmentProblem, match="memory ran out"):
+        list(write.write_phantom(tmp_path / "out", 2, options, processes=2))
+    assert json.loads((tmp_path / "out/phantom.json").read_text())["subjects"] == []
+
+
+def die(job: tuple) -> str:
+    """What the system does to a process when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return ""
