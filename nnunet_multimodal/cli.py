@@ -44,7 +44,7 @@ nnunet_multimodal list"""
 _DEBUG_HELP = "show the traceback of an error"
 
 # What the file system, not the user's data, has against us; anything else of the kind is a bug or a bad path.
-_CANNOT_WRITE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG}
+_CANNOT_WRITE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.ENOTDIR}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -15,8 +15,9 @@ Measure predictions: DSC, NSD, HD95 and ASD of each case, organ and modality.
 
 PRED and REF are folders (a case is the path in the folder, without .nii.gz) or two files. OUT gets cases.csv,
 summary.csv, evaluation.json and report.html. An organ that is missed has DSC and NSD 0, and its distances are counted
-as undefined; a missing prediction counts as an empty one. Cases that cannot be measured are listed, the others are
-done, and the command ends with 1."""
+as undefined. A prediction that is missing or cannot be used (damaged, on another grid, no whole numbers) counts as an
+empty one; a case whose reference cannot be used is not in any mean. All of these are listed, and the command ends
+with 1."""
 
 EXAMPLE = """\
 nnunet_multimodal evaluate PREDICTIONS labelsTs -o RESULTS

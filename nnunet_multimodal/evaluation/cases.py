@@ -17,6 +17,8 @@ from nnunet_multimodal.evaluation.labels import Labels
 from nnunet_multimodal.evaluation.measures import MISSED, Measures, measure
 
 DIAGONAL = "diagonal"
+LARGEST = 2**31 - 1  # of label values
+_UNUSABLE = (MultimodalError, OSError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class CaseResult:
     """One case, measured; or why it was not.
 
     Attributes:
-        organs: by name; empty if it failed.
+        organs: by name; as of an empty prediction if the prediction cannot be used; empty if the reference cannot, or
+            if measuring itself failed: then the case is in no mean.
         unknown: ``prediction`` and ``reference`` -> undeclared value -> voxels; they were taken for background.
         resampled: what differed, if the prediction was resampled.
         failed: what is wrong with the files.
@@ -108,12 +111,15 @@ def pair_cases(prediction: Path, reference: Path) -> tuple[list[Case], list[str]
 def find_volumes(folder: Path) -> dict[str, Path]:
     """``sub/case_01`` -> path, for all NIfTI files in a folder and the folders in it; hidden ones are left out.
 
+    Linked folders are followed, under the name of the link.
+
     Raises:
         DataProblem: there are none, or two of one name.
     """
     found: dict[str, Path] = {}
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        inner = (name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in inner if not _is_around_itself(Path(parent, name), folder))
         for name in sorted(names):
             path = Path(parent, name)
             stem, suffix = split_suffix(path)
@@ -128,14 +134,30 @@ def find_volumes(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _is_around_itself(inner: Path, root: Path) -> bool:
+    """Whether a folder below the root is, by a link, one of those above it: to follow it would never end."""
+    depth = len(inner.relative_to(root).parts)
+    return any(inner.samefile(above) for above in inner.parents[:depth])
+
+
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def evaluate_case(case: Case, settings: Settings) -> CaseResult:
-    """Measure one case; what is wrong with its files is in the result, not raised."""
+    """Measure one case; what is wrong with its files is in the result, not raised.
+
+    A prediction that cannot be used counts as an empty one, as a missing one does: else a broken file would score
+    better than none.
+    """
     result = CaseResult(case.name, str(case.reference), str(case.prediction) if case.prediction else None)
     try:
-        prediction, reference, result.resampled = read_pair(case, settings.resample)
+        reference = read_reference(case)
+        prediction = replace(reference, data=np.zeros(reference.data.shape, np.uint8))
+        if case.prediction is not None:
+            try:
+                prediction, result.resampled = read_prediction(case.prediction, reference, settings.resample)
+            except _UNUSABLE as error:
+                result.failed = _why(error)
         result.unknown = _unknown(prediction, reference, settings.labels)
         measures = measure(
             prediction.data,
@@ -146,8 +168,8 @@ def evaluate_case(case: Case, settings: Settings) -> CaseResult:
             settings.surface,
             settings.labels.ignore,
         )
-    except (MultimodalError, OSError, MemoryError) as error:
-        result.failed = str(error) or type(error).__name__
+    except _UNUSABLE as error:
+        result.failed = _why(error)
         return result
     distance = settings.distance_when_missed
     if distance == DIAGONAL:
@@ -161,18 +183,29 @@ def evaluate_case(case: Case, settings: Settings) -> CaseResult:
     return result
 
 
-def read_pair(case: Case, resample: bool = False) -> tuple[Volume, Volume, str | None]:
-    """Prediction and reference on one grid, [Z, Y, X] in RAS order, and what differed if the prediction was resampled.
+def _why(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
-    A missing prediction is an empty one.
+
+def read_reference(case: Case) -> Volume:
+    """The reference, whole numbers [Z, Y, X] in RAS order.
+
+    A sheared header is straightened, as of predictions: only the grid and the spacing are needed, and nnU-Net's
+    NibabelIOWithReorient takes such files too.
 
     Raises:
-        DataProblem: a file cannot be read or holds no whole numbers, or the grids differ and ``resample`` is not set.
+        DataProblem: it cannot be read or holds no whole numbers.
     """
-    reference = _whole_numbers(read_labels(case.reference))
-    if case.prediction is None:
-        return replace(reference, data=np.zeros(reference.data.shape, np.uint8)), reference, None
-    prediction = _whole_numbers(read_labels(case.prediction))
+    return _whole_numbers(read_labels(case.reference, reorthonormalize=True))
+
+
+def read_prediction(path: Path, reference: Volume, resample: bool = False) -> tuple[Volume, str | None]:
+    """A prediction on its reference's grid, whole numbers [Z, Y, X], and what differed if it was resampled.
+
+    Raises:
+        DataProblem: it cannot be read or holds no whole numbers, or the grids differ and ``resample`` is not set.
+    """
+    prediction = _whole_numbers(read_labels(path, reorthonormalize=True))
     try:
         compare_geometry(reference, prediction, "prediction")
     except DataProblem as problem:
@@ -182,8 +215,8 @@ def read_pair(case: Case, resample: bool = False) -> tuple[Volume, Volume, str |
                 f"prediction {prediction.path} is not on the grid of its reference {reference.path}: {difference}. "
                 "Export it on the reference's grid, or pass --resample-to-reference."
             ) from problem
-        return replace(prediction, data=resample_nearest(prediction, reference)), reference, difference
-    return prediction, reference, None
+        return replace(prediction, data=resample_nearest(prediction, reference)), difference
+    return prediction, None
 
 
 def describe_grids(found: Volume, expected: Volume) -> str:
@@ -224,16 +257,28 @@ def resample_nearest(volume: Volume, grid: Volume) -> np.ndarray:
 
 def _whole_numbers(volume: Volume) -> Volume:
     """The map as integers; many tools store label maps as floats."""
+    if np.can_cast(volume.data.dtype, np.int32):
+        return volume
+    _check_size(volume)
     if volume.data.dtype.kind != "f":
         return volume
     wrong = volume.data != np.rint(volume.data)  # NaN too
-    wrong |= np.abs(volume.data) > 2**31 - 1
     if wrong.any():
         raise DataProblem(
             f"{volume.path} is no label map: {int(wrong.sum())} voxels are no whole numbers, the first "
             f"{volume.data[wrong][0]:.7g}. Export it again with nearest-neighbour interpolation."
         )
     return replace(volume, data=volume.data.astype(np.int32))
+
+
+def _check_size(volume: Volume) -> None:
+    """No value is infinite or too large for the label of anything."""
+    wrong = (volume.data > LARGEST) | (volume.data < -LARGEST)
+    if wrong.any():
+        raise DataProblem(
+            f"{volume.path} is no label map: {int(wrong.sum())} voxels are beyond {LARGEST}, the first "
+            f"{volume.data[wrong][0]:.7g}. Export it again with the labels' ids."
+        )
 
 
 def _unknown(prediction: Volume, reference: Volume, labels: Labels) -> dict[str, dict[str, int]]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
+import itertools
 import multiprocessing
+import os
 import platform
 import signal
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -15,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_multimodal import __version__
-from nnunet_multimodal.conversion.dataset import numbered, write_json
-from nnunet_multimodal.conversion.images import read_labels
+from nnunet_multimodal.conversion.dataset import first_names, numbered, write_json
 from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, UsageError
 from nnunet_multimodal.evaluation.cases import (
     DIAGONAL,
@@ -26,9 +28,11 @@ from nnunet_multimodal.evaluation.cases import (
     count_values,
     evaluate_case,
     pair_cases,
+    read_reference,
 )
 from nnunet_multimodal.evaluation.labels import (
     Labels,
+    check_agreement,
     labels_found,
     labels_from,
     labels_from_file,
@@ -36,7 +40,7 @@ from nnunet_multimodal.evaluation.labels import (
     tolerances_for,
 )
 from nnunet_multimodal.evaluation.measures import STATES, Ids
-from nnunet_multimodal.evaluation.modalities import UNKNOWN, Modalities, groups
+from nnunet_multimodal.evaluation.modalities import UNKNOWN, Modalities, groups, told_by_case
 from nnunet_multimodal.evaluation.output import plain, write_tables
 from nnunet_multimodal.evaluation.summary import MEANS, METRICS, find_row, summarize
 from nnunet_multimodal.evaluation.surfaces import DEFINITIONS
@@ -66,13 +70,15 @@ def evaluate_folders(
     Args:
         prediction, reference: two folders, walked recursively (a case is the relative path without suffix),
             or two files.
-        output: folder for the files, each written whole or not at all; None writes none.
+        output: folder for the files, each written whole or not at all; None writes none. That it can be written to is
+            tried before anything is measured.
         labels: name -> id or ids (a region), with ``ignore`` if there is one. Default: dataset.json in ``prediction``,
-            in ``reference`` or beside it; else the ids found in the references.
+            in ``reference`` or beside it, which must not contradict each other; else the ids found in the references.
         tolerance: of NSD in mm; ``tolerances`` has those of single organs.
         surface: ``border`` or ``area`` (:mod:`nnunet_multimodal.evaluation.surfaces`).
-        modality_map: case -> modality; comes before ``modality_pattern`` (a regular expression with a group
-            ``modality``, searched in the case), and that before dataset.json's ``nnunet_multimodal.case_modality``.
+        modality_map: case (or its file name) -> modality; comes before ``modality_pattern`` (a regular expression with
+            a group ``modality``, searched in the case), and that before dataset.json's
+            ``nnunet_multimodal.case_modality``.
         in_distribution: modalities that were seen in training.
         distance_when_missed: HD95 and ASD in mm of a missed organ, or ``diagonal``; None keeps it out of the means.
         resample_to_reference: bring predictions on another grid onto the reference's by nearest neighbour.
@@ -83,29 +89,35 @@ def evaluate_folders(
 
     Returns:
         The content of evaluation.json: ``settings``, ``counts``, ``mean`` (all cases, all organs), ``summary`` (rows of
-        scope, name, organ), ``cases``, ``missing_predictions``, ``without_reference``, ``failed``. Undefined is None.
+        scope, name, organ), ``cases``, ``missing_predictions``, ``without_reference``, ``failed`` (case -> what is
+        wrong; a prediction that cannot be used counts as an empty one), ``left_out`` (the failed cases that are in no
+        mean: their reference cannot be used), ``notes``. Undefined is None.
 
     Raises:
-        UsageError: an argument does not fit.
+        UsageError: an argument does not fit, or dataset.json files contradict each other.
         DataProblem: the folders have no case in common, or no case could be measured.
-        EnvironmentProblem: a process was killed.
+        EnvironmentProblem: a process was killed, or nothing can be written to ``output``.
     """
     prediction, reference = Path(prediction), Path(reference)
     output = Path(output) if output is not None else None
-    _check_arguments(output, surface, distance_when_missed, jobs, images)
+    _check_arguments(surface, distance_when_missed, jobs, images)
     cases, without_reference = pair_cases(prediction, reference)
+    if output is not None:
+        _check_output(output)
     jsons = _dataset_jsons(prediction, reference)
     chosen = _labels(labels, jsons, cases)
-    modalities = Modalities(modality_map or {}, modality_pattern, _modality_table(jsons))
-    modality_of = {case.name: modalities.of(case.name) for case in cases}
+    names = [case.name for case in cases]
+    modalities, notes = _modalities(modality_map or {}, modality_pattern, jsons, names, strict=bool(in_distribution))
+    modality_of = {name: modalities.of(name) for name in names}
     grouped = groups(modality_of.values(), in_distribution)
     millimetres = tolerances_for(chosen, tolerance, tolerances or {})
     settings = Settings(chosen, millimetres, surface, distance_when_missed, resample_to_reference)
 
     results = _evaluate_all(cases, settings, jobs, progress)
     failed = {result.name: result.failed for result in results if result.failed}
-    if len(failed) == len(results):
+    if all(result.failed for result in results if result.prediction is not None):
         raise DataProblem(numbered("No case could be measured:", [str(problem) for problem in failed.values()]))
+    left_out = [result.name for result in results if not result.organs]
     rows = summarize(results, modality_of, grouped, chosen.organs)
     overall = find_row(rows)
     missing = [case.name for case in cases if case.prediction is None]
@@ -131,10 +143,11 @@ def evaluate_folders(
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "counts": {
                 "cases": len(cases),
-                "measured": len(cases) - len(failed),
+                "measured": len(cases) - len(left_out),
                 "missing_predictions": len(missing),
                 "without_reference": len(without_reference),
                 "failed": len(failed),
+                "left_out": len(left_out),
                 "resampled": sum(result.resampled is not None for result in results),
                 **{state: overall[state] for state in STATES},
             },
@@ -143,6 +156,8 @@ def evaluate_folders(
             "missing_predictions": missing,
             "without_reference": without_reference,
             "failed": failed,
+            "left_out": left_out,
+            "notes": notes,
             "unknown_labels": {what: _total(results, what) for what in ("prediction", "reference")},
             "without_modality": [name for name, m in modality_of.items() if modalities and m == UNKNOWN],
             "cases": [result.as_json(modality_of[result.name]) for result in results],
@@ -150,6 +165,8 @@ def evaluate_folders(
     )
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
+        if not report:
+            (output / "report.html").unlink(missing_ok=True)  # of an earlier run, which the new tables contradict
         write_tables(output, results, modality_of, rows, settings)
         if report:
             from nnunet_multimodal.evaluation.report import write_report
@@ -159,9 +176,7 @@ def evaluate_folders(
     return content
 
 
-def _check_arguments(
-    output: Path | None, surface: str, distance: float | str | None, jobs: int, images: str | Path | None
-) -> None:
+def _check_arguments(surface: str, distance: float | str | None, jobs: int, images: str | Path | None) -> None:
     if surface not in DEFINITIONS:
         raise UsageError(f"surface must be {' or '.join(DEFINITIONS)}, found {surface!r}.")
     if isinstance(distance, str) and distance != DIAGONAL:
@@ -170,45 +185,84 @@ def _check_arguments(
         raise UsageError(f"distance_when_missed must be 0 mm or more, found {distance:g}.")
     if jobs < 1:
         raise UsageError(f"jobs counts processes and must be at least 1, found {jobs}.")
-    if output is not None and output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file; the results need a folder.")
     if images is not None and not Path(images).exists():
         raise UsageError(f"No such folder of images: {images}")
+
+
+def _check_output(output: Path) -> None:
+    """The results can be written. It is tried (and undone): permissions alone do not say it of every file system."""
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            output.lstat()  # a name that is too long
+        nearest = next(path for path in (output, *output.parents) if os.path.lexists(path))
+        if not nearest.is_dir():
+            where = "" if nearest == output else f" and cannot hold {output}"
+            raise UsageError(f"{nearest} is no folder{where}; the results need a folder.")
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
+    except OSError as error:
+        raise EnvironmentProblem(f"Cannot write to {output}: {error.strerror}. Choose another folder (-o).") from error
 
 
 # --- labels and modalities -------------------------------------------------------------------------------------------
 
 
-def _dataset_jsons(prediction: Path, reference: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The dataset.json files in or beside the two, in the order in which they are asked."""
+def _dataset_jsons(prediction: Path, reference: Path) -> list[Path]:
+    """The dataset.json files in or beside the two, in the order in which they are asked; read only when they are."""
     folders = [path if path.is_dir() else path.parent for path in (prediction, reference)]
     paths = [folder / "dataset.json" for folder in (*folders, folders[1].resolve().parent)]
-    return [(path, read_json(path)) for path in dict.fromkeys(paths) if path.is_file()]
+    return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
-def _labels(
-    given: Mapping[str, Ids] | Labels | None, jsons: Sequence[tuple[Path, dict[str, Any]]], cases: Sequence[Case]
-) -> Labels:
+def _labels(given: Mapping[str, Ids] | Labels | None, jsons: Sequence[Path], cases: Sequence[Case]) -> Labels:
     if isinstance(given, Labels):
         return given
     if given is not None:
         return labels_from(given, "the arguments")
-    for path, content in jsons:
-        if "labels" in content:
-            return labels_from_file(path)
+    declared = [labels_from_file(path) for path in jsons if "labels" in read_json(path)]
+    for first, second in itertools.combinations(declared, 2):
+        check_agreement(first, second)
+    return declared[0] if declared else _labels_of(cases)
+
+
+def _labels_of(cases: Sequence[Case]) -> Labels:
+    """The ids found in the references. What cannot be read is said again, and counted, when it is measured."""
     found: set[int] = set()
+    problems = []
     for case in cases:
         try:
-            data = read_labels(case.reference).data
-        except DataProblem:
-            continue  # said again, and counted, when the case is measured
-        found |= {int(value) for value in count_values(data)[0] if value > 0 and value == int(value)}
+            found |= {*count_values(read_reference(case).data)[0]}
+        except (DataProblem, OSError) as problem:
+            problems.append(str(problem))
+    found = {value for value in found if value > 0}
+    if not found and problems:
+        raise DataProblem(numbered("No label was found in the references:", problems))
     return labels_found(found)
 
 
-def _modality_table(jsons: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, str]:
-    for path, content in jsons:
-        ours = content.get("nnunet_multimodal")
+def _modalities(
+    told: Mapping[str, str], pattern: str | None, jsons: Sequence[Path], cases: Sequence[str], strict: bool
+) -> tuple[Modalities, list[str]]:
+    """How to tell the modalities, and notes on what was of no use.
+
+    dataset.json is asked only about cases of which the user has said nothing; one that cannot be read ends the run only
+    if the modalities are needed (``strict``).
+    """
+    told, unused = told_by_case(told, cases)
+    notes = [f"keys of --modality-map that are no case ({len(unused)}): {first_names(unused)}"] if unused else []
+    modalities = Modalities(told, pattern)
+    if all(modalities.of(case) != UNKNOWN for case in cases):
+        return modalities, notes
+    try:
+        return Modalities(told, pattern, _modality_table(jsons)), notes
+    except UsageError as error:
+        if strict:
+            raise
+        return modalities, [*notes, f"no modalities are taken from dataset.json: {error}"]
+
+
+def _modality_table(jsons: Sequence[Path]) -> dict[str, str]:
+    for path in jsons:
+        ours = read_json(path).get("nnunet_multimodal")
         table = ours.get("case_modality") if isinstance(ours, dict) else None
         if table is None:
             continue

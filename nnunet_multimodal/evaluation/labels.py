@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +41,16 @@ def labels_from(declared: Mapping[str, Any], source: str) -> Labels:
     ``{"0": "background", "1": "liver"}``, the order of the Medical Segmentation Decathlon, is understood too.
 
     Raises:
-        UsageError: an entry is neither an id nor a list of ids, or there is nothing to measure.
+        UsageError: an entry is neither an id nor a list of ids, an id has two names, or there is nothing to measure.
     """
     if declared and all(str(key).isdigit() and isinstance(value, str) for key, value in declared.items()):
+        names = [*declared.values()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UsageError(f"{source} has more than one id for '{twice[0]}'; a region is a list: [1, 2].")
         declared = {name: int(key) for key, name in declared.items()}
     organs: dict[str, Ids] = {}
+    plain: dict[int, str] = {}
     ignore = None
     for name, value in declared.items():
         ids = value if isinstance(value, (list, tuple)) else [value]
@@ -58,6 +64,10 @@ def labels_from(declared: Mapping[str, Any], source: str) -> Labels:
             if 0 in ids:
                 raise UsageError(f"region '{name}' in {source} holds 0, which is background: {value!r}.")
             organs[str(name)] = int(ids[0]) if len(ids) == 1 else [int(v) for v in ids]
+            if value is ids:
+                continue
+            if plain.setdefault(int(value), str(name)) != str(name):
+                raise UsageError(f"{source} gives the id {value} two names: {plain[int(value)]} and {name}.")
     if not organs:
         raise UsageError(f"{source} names no organ to measure.")
     if ignore is not None and any(ignore in ([ids] if isinstance(ids, int) else ids) for ids in organs.values()):
@@ -76,6 +86,46 @@ def labels_from_file(path: Path) -> Labels:
     if not isinstance(declared, dict):
         raise UsageError(f'{path} holds no label names; expected a dataset.json or {{"liver": 1, "spleen": 2}}.')
     return labels_from(declared, str(path))
+
+
+def check_agreement(first: Labels, second: Labels) -> None:
+    """Two files mean the same: no id has another name and no name another id. Either may have organs of its own.
+
+    Raises:
+        UsageError: they contradict each other; it says what each says.
+    """
+    names, ids = zip(*(_lookups(labels) for labels in (first, second)))
+    wrong_ids = {key for key in names[0].keys() & names[1].keys() if not names[0][key] & names[1][key]}
+    wrong_names = {name for name in ids[0].keys() & ids[1].keys() if not ids[0][name] & ids[1][name]}
+    if not wrong_ids and not wrong_names:
+        return
+    said = []
+    for labels in (first, second):
+        entries = [
+            f"{name}={','.join(map(str, sorted(key)))}"
+            for name, key in _entries(labels)
+            if key in wrong_ids or name.casefold() in wrong_names
+        ]
+        said.append(f"{labels.source} says {' '.join(entries)}")
+    raise UsageError(
+        f"The label names contradict each other: {'; '.join(said)}. "
+        "Say what holds: --label-names NAME=ID ... or --labels-json FILE."
+    )
+
+
+def _entries(labels: Labels) -> list[tuple[str, frozenset[int]]]:
+    """Name and ids of each organ, and of what is ignored."""
+    entries = {**labels.organs, **({"ignore": labels.ignore} if labels.ignore is not None else {})}
+    return [(name, frozenset([ids] if isinstance(ids, int) else ids)) for name, ids in entries.items()]
+
+
+def _lookups(labels: Labels) -> tuple[dict[frozenset[int], set[str]], dict[str, set[frozenset[int]]]]:
+    """Ids -> names and name -> ids; Liver is liver."""
+    names, ids = defaultdict(set), defaultdict(set)
+    for name, key in _entries(labels):
+        names[key].add(name.casefold())
+        ids[name.casefold()].add(key)
+    return names, ids
 
 
 def labels_found(values: Iterable[int]) -> Labels:

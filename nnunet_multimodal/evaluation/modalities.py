@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from nnunet_multimodal.conversion.dataset import first_names
+from nnunet_multimodal.conversion.images import split_suffix
 from nnunet_multimodal.errors import UsageError
 
 UNKNOWN = "-"
@@ -52,6 +55,34 @@ class Modalities:
                 if name in source:
                     return str(source[name])
         return UNKNOWN
+
+
+def told_by_case(told: Mapping[str, str], cases: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What ``--modality-map`` says, its keys without .nii.gz, and the keys that are no case's.
+
+    Args:
+        told: case or file name -> modality.
+        cases: ``folder/name``; a key may be the name alone.
+
+    Raises:
+        UsageError: no key is a case, or two keys say different things of one case.
+    """
+    known = {name for case in cases for name in (case, case.rsplit("/", 1)[-1])}
+    by_case: dict[str, str] = {}
+    unused = []
+    for key, modality in told.items():
+        path = Path(key)
+        name = (path.parent / split_suffix(path)[0]).as_posix()
+        if by_case.setdefault(name, modality) != modality:
+            raise UsageError(f"--modality-map has two modalities for {name}: {by_case[name]} and {modality}.")
+        if name not in known:
+            unused.append(key)
+    if told and len(unused) == len(told):
+        raise UsageError(
+            f"--modality-map has no case of these: its keys are {first_names(unused)}, "
+            f"the cases {first_names([*cases])}."
+        )
+    return by_case, unused
 
 
 def groups(found: Iterable[str], in_distribution: Sequence[str]) -> dict[str, list[str]]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_multimodal.conversion.images import SUFFIXES, compare_geometry, read_volume, written_whole
+from nnunet_multimodal.conversion.images import SUFFIXES, Volume, compare_geometry, read_volume, written_whole
 from nnunet_multimodal.errors import DataProblem
-from nnunet_multimodal.evaluation.cases import Case, Settings, read_pair
+from nnunet_multimodal.evaluation.cases import Case, Settings, describe_grids, read_prediction, read_reference
 from nnunet_multimodal.evaluation.measures import BOTH_EMPTY
 
 WORST = 6
@@ -50,7 +50,7 @@ def _plots(content: Mapping[str, Any]) -> list[dict[str, str]]:
     from nnunet_multimodal.evaluation.pictures import box_plots
 
     organs = [*content["settings"]["labels"]]
-    modalities = sorted({case["modality"] for case in content["cases"] if not case["failed"]})
+    modalities = sorted({case["modality"] for case in content["cases"] if case["organs"]})
     settings = content["settings"]
     nsd = f"NSD (surface {settings['surface']}, {_tolerances(settings['tolerances_mm'])})"
     plots = []
@@ -67,19 +67,20 @@ def _plots(content: Mapping[str, Any]) -> list[dict[str, str]]:
 def _worst(
     content: Mapping[str, Any], cases: Mapping[str, Case], settings: Settings, images: Path | None
 ) -> list[dict[str, Any]]:
-    """The cases with the lowest Dice of any organ, each with its worst organ; those without a prediction are listed
-    elsewhere."""
+    """The cases with the lowest Dice of any organ, each with its worst organ; those without a usable prediction
+    are listed elsewhere."""
     from nnunet_multimodal.evaluation.pictures import overlay
 
     of_cases = []
     for case in content["cases"]:
         organs = [(m["dsc"], m["nsd"], name) for name, m in case["organs"].items() if m["status"] != BOTH_EMPTY]
-        if organs and case["prediction"] is not None:
+        if organs and case["prediction"] is not None and not case["failed"]:
             of_cases.append((*min(organs), case))
     worst = []
     for _, _, organ, case in sorted(of_cases, key=lambda entry: (entry[0], entry[1], entry[3]["case"]))[:WORST]:
         try:
-            prediction, reference, _ = read_pair(cases[case["case"]], settings.resample)
+            reference = read_reference(cases[case["case"]])
+            prediction, _ = read_prediction(Path(case["prediction"]), reference, settings.resample)
             image, note = _image(images, case["case"], reference)
             ids = settings.labels.organs[organ]
             picture = _embed(overlay(prediction.data, reference, [ids] if isinstance(ids, int) else ids, image))
@@ -89,7 +90,7 @@ def _worst(
     return worst
 
 
-def _image(images: Path | None, case: str, reference: Any) -> tuple[np.ndarray | None, str | None]:
+def _image(images: Path | None, case: str, reference: Volume) -> tuple[np.ndarray | None, str | None]:
     """The image of a case on its reference's grid, or why there is none."""
     if images is None:
         return None, None
@@ -99,10 +100,14 @@ def _image(images: Path | None, case: str, reference: Any) -> tuple[np.ndarray |
     if path is None:
         return None, f"no image {case} (or {case}_0000) in {images}"
     try:
-        image = read_volume(path, nan_to=0.0)
-        compare_geometry(reference, image, "image", fix_header=False)
+        image = read_volume(path, nan_to=0.0, reorthonormalize=True)
     except DataProblem as problem:
         return None, f"image not shown: {problem}"
+    try:
+        compare_geometry(reference, image, "image")
+    except DataProblem:
+        grids = describe_grids(image, reference)
+        return None, f"image not shown: {path} is not on the grid of the reference {reference.path}: {grids}"
     return image.data, None
 
 

@@ -36,7 +36,8 @@ def summarize(
     """One row for each scope (all cases, group, modality) and organ.
 
     Args:
-        results: measured cases; failed ones are left out.
+        results: cases; those without any measure (their reference cannot be used) are left out, those whose
+            prediction cannot be used are in it as missed.
         modality_of: case -> modality.
         groups: name -> modalities.
         organs: names, in the order of the rows.
@@ -46,7 +47,7 @@ def summarize(
         the number of cases in each state; None where nothing is defined.
     """
     organs = [*organs]
-    measured = [result for result in results if not result.failed]
+    measured = [result for result in results if result.organs]
     modalities = sorted({modality_of[result.name] for result in measured})
     scopes: list[tuple[str, str, set[str]]] = [("all", ALL_CASES, set(modalities))]
     scopes += [("group", name, set(members)) for name, members in groups.items()]

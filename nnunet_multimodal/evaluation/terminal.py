@@ -43,15 +43,20 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
     if content["without_reference"]:
         names = first_names(content["without_reference"])
         lines.append(f"predictions without a reference ({len(content['without_reference'])}): {names}")
-    failed = [*content["failed"].values()]
-    lines += [f"failed: {problem}" for problem in failed[:LISTED]]
-    if len(failed) > LISTED:
-        lines.append(f"failed: {len(failed) - LISTED} more, in evaluation.json")
+    failed: dict[bool, list[str]] = {True: [], False: []}
+    for name, problem in content["failed"].items():
+        failed[name in content["left_out"]].append(problem)
+    for left_out, problems in failed.items():
+        what = "failed, not in any mean" if left_out else "failed, counted as missed"
+        lines += [f"{what}: {problem}" for problem in problems[:LISTED]]
+        if len(problems) > LISTED:
+            lines.append(f"{what}: {len(problems) - LISTED} more, in evaluation.json")
     if content["counts"]["resampled"]:
         lines.append(f"predictions that were resampled to their reference's grid: {content['counts']['resampled']}")
     for what, values in content["unknown_labels"].items():
         if values:
             lines.append(f"values in the {what}s that no label has, taken for background: {_tally(values)}")
+    lines += content.get("notes", [])  # an evaluation.json of an earlier version has none
     if content["without_modality"]:
         lines.append(f"no modality is known of {first_names(content['without_modality'])}")
     return lines

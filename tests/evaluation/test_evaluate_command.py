@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -44,11 +45,14 @@ def test_trouble_is_listed_and_ends_with_1(folders, tmp_path, run_command):
     save(folders[0] / "T2/extra.nii.gz", organs())
     save(folders[1] / "T2/b.nii.gz", organs())
     save(folders[0] / "T2/b.nii.gz", organs()[1:])
+    (folders[1] / "T2/c.nii.gz").write_bytes(b"PK\x03\x04")
+    save(folders[0] / "T2/c.nii.gz", organs())
     done = run_command("evaluate", *folders, "-o", "out", "--no-report", "-j", "1")
     assert done.returncode == 1
     assert "counted as missed (1): T1/a" in done.stderr
     assert "without a reference (1): T2/extra" in done.stderr
-    assert "failed: prediction" in done.stderr and "15x14x6" in done.stderr
+    assert "failed, counted as missed: prediction" in done.stderr and "15x14x6" in done.stderr
+    assert "failed, not in any mean: " in done.stderr and "ZIP signature" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines()[-1] == str(Path("out") / "evaluation.json")
     assert not (tmp_path / "out" / "report.html").exists()
@@ -59,6 +63,8 @@ def test_trouble_is_listed_and_ends_with_1(folders, tmp_path, run_command):
     [
         (["--label-names", "liver"], 2, "NAME=ID"),
         (["--label-names", "liver=1", "liver=2"], 2, "liver more than once"),
+        (["--label-names", "liver=1", "spleen=1"], 2, "the id 1 two names: liver and spleen"),
+        (["-o", "pred/T1/a.nii.gz/sub"], 2, "a.nii.gz is no folder and cannot hold"),
         (["--tolerance", "near"], 2, "0 mm or more"),
         (["--tolerance", "lung=3"], 2, "lung"),
         (["--distance-when-missed", "far"], 2, "diagonal"),
@@ -70,6 +76,19 @@ def test_wrong_usage_ends_with_2(folders, run_command, arguments, code, message)
     done = run_command("evaluate", *folders, "-o", "out", *arguments)
     assert done.returncode == code
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_in_place_of_a_folder_is_no_bug(monkeypatch, capsys):
+    """It came up after OUT was tried."""
+    from nnunet_multimodal import cli
+    from nnunet_multimodal.commands import evaluate
+
+    def fail(args: object) -> int:
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory", "/d/file.txt/sub")
+
+    monkeypatch.setattr(evaluate, "run", fail)
+    assert cli.main(["evaluate", "pred", "ref", "-o", "out"]) == 1
+    assert capsys.readouterr().err == "error: cannot write /d/file.txt/sub: Not a directory\n"
 
 
 def test_bad_data_ends_with_4(folders, tmp_path, run_command):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_folders import AFFINE, SHAPE, organs, save, shifted
 
-from nnunet_multimodal.errors import DataProblem, UsageError
+from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, UsageError
 from nnunet_multimodal.evaluation import evaluate_folders
 
 LABELS = {"liver": 1, "spleen": 2}
@@ -184,13 +185,13 @@ def test_json_has_no_nan(folders, tmp_path):
         (organs(), AFFINE + np.eye(4)[0][:, None] * [0, 0, 0, 4.0], ["origin in mm found (1.5,", "expected (-2.5,"]),
     ],
 )
-def test_another_grid_fails_that_case_only(folders, data, affine, words):
+def test_another_grid_is_missed_in_that_case_only(folders, data, affine, words):
     save(folders[0] / "T1/a.nii.gz", data, affine)
     content = run(folders)
     assert [*content["failed"]] == ["T1/a"]
     for word in [*words, "--resample-to-reference", "pred/T1/a.nii.gz", "ref/T1/a.nii.gz"]:
         assert word in content["failed"]["T1/a"]
-    assert content["counts"]["measured"] == 2 and content["mean"]["dsc"] == pytest.approx((5 / 6 + 4 / 6) / 2)
+    assert content["mean"]["dsc"] == pytest.approx((0 + 5 / 6 + 4 / 6) / 3) and content["counts"]["failed"] == 1
 
 
 def test_resampling_to_the_reference(folders):
@@ -211,13 +212,58 @@ def test_resampling_a_smaller_image_leaves_background_outside(folders):
     assert found["dsc"] == pytest.approx(2 * 4 / (4 + 5))  # one of the liver's five columns is cut off
 
 
-def test_files_that_are_no_label_maps_fail_their_case(folders):
+def test_files_that_are_no_label_maps_are_missed(folders):
     save(folders[0] / "T1/a.nii.gz", organs() * np.float32(0.5))
     (folders[0] / "T1/b.nii.gz").write_bytes(b"PK\x03\x04")
     content = run(folders)
     assert "no whole numbers, the first 0.5" in content["failed"]["T1/a"]
     assert "ZIP signature" in content["failed"]["T1/b"]
-    assert row(content, "all cases")["cases"] == 1
+    assert row(content, "all cases")["cases"] == 3 and content["left_out"] == []
+    assert content["mean"]["dsc"] == pytest.approx((0 + 0 + 4 / 6) / 3)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def on_another_grid(path: Path) -> None:
+    save(path, organs()[1:])
+
+
+def with_nan(path: Path) -> None:
+    save(path, np.where(organs() == 1, np.nan, organs()).astype(np.float32))
+
+
+@pytest.mark.parametrize("spoil", [truncated, on_another_grid, with_nan])
+def test_a_bad_prediction_scores_as_a_missing_one(folders, tmp_path, spoil):
+    spoil(folders[0] / "T1/b.nii.gz")
+    bad = run(folders, output=tmp_path / "out")
+    (folders[0] / "T1/b.nii.gz").unlink()
+    missing = run(folders)
+    assert bad["mean"] == missing["mean"] and bad["summary"] == missing["summary"]
+    assert [*bad["failed"]] == ["T1/b"] and bad["missing_predictions"] == [] and bad["left_out"] == []
+    assert (bad["counts"]["failed"], bad["counts"]["measured"], bad["counts"]["missed"]) == (1, 3, 2)
+    listed = [r["status"] for r in rows(tmp_path / "out" / "cases.csv") if r["case"] == "T1/b"]
+    assert listed == ["missed", "missed"]
+
+
+def test_a_bad_reference_leaves_its_case_out(folders, tmp_path):
+    with_nan(folders[1] / "T1/b.nii.gz")
+    content = run(folders, output=tmp_path / "out")
+    assert content["left_out"] == [*content["failed"]] == ["T1/b"]
+    assert content["mean"]["dsc"] == pytest.approx((1 + 4 / 6) / 2)
+    assert (content["counts"]["measured"], content["counts"]["left_out"]) == (2, 1)
+    assert "T1/b" not in {r["case"] for r in rows(tmp_path / "out" / "cases.csv")}
+
+
+def test_sheared_headers_are_measured(folders):
+    """As nnU-Net's NibabelIOWithReorient reads them."""
+    sheared = AFFINE.copy()
+    sheared[0, 1] = 0.01
+    for folder in folders:
+        save(folder / "T1/b.nii.gz", shifted(1) if folder == folders[0] else organs(), sheared)
+    content = run(folders)
+    assert content["failed"] == {} and case(content, "T1/b")["organs"]["liver"]["dsc"] == pytest.approx(5 / 6)
 
 
 def test_label_maps_stored_as_floats_are_fine(folders):
@@ -278,6 +324,34 @@ def test_folders_that_do_not_belong_together(folders, tmp_path):
         run(folders)
 
 
+def link(name: Path, target: Path) -> None:
+    name.symlink_to(target, target_is_directory=True)
+
+
+def test_linked_folders_are_followed_and_loops_end(folders, tmp_path):
+    for folder in folders:
+        (folder / "T2").rename(tmp_path / f"real_{folder.name}")
+        link(folder / "T2", tmp_path / f"real_{folder.name}")
+        link(folder / "T1" / "up", folder)
+        link(folder / "A", folder / "T1")  # sorted before T1, which must keep its cases
+    assert [entry["case"] for entry in run(folders)["cases"]] == ["A/a", "A/b", "T1/a", "T1/b", "T2/a"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nothing can be made in")
+def test_the_output_is_tried_before_anything_is_measured(folders, tmp_path, monkeypatch):
+    from nnunet_multimodal.evaluation import evaluate
+
+    monkeypatch.setattr(evaluate, "evaluate_case", lambda case, settings: pytest.fail("measured"))
+    (tmp_path / "file.txt").write_text("")
+    link(tmp_path / "dangling", tmp_path / "nowhere")
+    for wrong in ("file.txt", "file.txt/sub", "file.txt/sub/sub", "dangling"):
+        with pytest.raises(UsageError, match="is no folder"):
+            run(folders, output=tmp_path / wrong)
+    for wrong in ("/proc/foo", "/proc/foo/bar", tmp_path / ("x" * 300)):
+        with pytest.raises(EnvironmentProblem, match=r"Cannot write to .*: "):
+            run(folders, output=wrong)
+
+
 # --- labels and modalities -------------------------------------------------------------------------------------------
 
 
@@ -299,9 +373,48 @@ def test_labels_and_modalities_from_dataset_json(folders):
 
 
 def test_dataset_json_of_the_predictions_comes_first(folders):
-    for folder, name in ((folders[0], "first"), (folders[1], "second")):
-        (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, name: 1}}))
-    assert [*run(folders, labels=None)["settings"]["labels"]] == ["first"]
+    for folder, labels in ((folders[0], {"Liver": 1}), (folders[1], {"liver": 1, "spleen": 2})):
+        (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+    assert [*run(folders, labels=None)["settings"]["labels"]] == ["Liver"]
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ({"liver": 1, "spleen": 2}, "liver=1 spleen=2"),
+        ({"kidney": 1}, "kidney=1"),
+        ({"liver": 5}, "liver=5"),
+        ({"spleen": 1, "liver": 2, "both": [1, 3]}, "both=1,3"),
+        ({"a": 5, "ignore": 2}, "ignore=2"),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_label_names_that_contradict_each_other_are_refused(folders, second, said, beside):
+    first = folders[0] / "dataset.json"
+    other = (folders[1].parent if beside else folders[1]) / "dataset.json"
+    first.write_text(json.dumps({"labels": {"background": 0, "spleen": 1, "liver": 2, "both": [1, 2]}}))
+    other.write_text(json.dumps({"labels": {"background": 0, **second}}))
+    with pytest.raises(UsageError, match=r"contradict each other.*--label-names") as raised:
+        run(folders, labels=None)
+    assert f"{other} says {said}." in str(raised.value) and f"{first} says " in str(raised.value)
+    assert run(folders)["settings"]["labels"] == LABELS  # what the user says holds
+
+
+def test_an_id_has_one_name(folders):
+    with pytest.raises(UsageError, match="the id 1 two names: liver and spleen"):
+        run(folders, labels={"liver": 1, "spleen": 1})
+    with pytest.raises(UsageError, match="more than one id for 'liver'"):
+        run(folders, labels={"1": "liver", "2": "liver"})
+
+
+def test_a_broken_dataset_json_matters_only_where_it_is_needed(folders):
+    (folders[0] / "dataset.json").write_text("{")
+    content = run(folders)
+    assert "not valid JSON" in content["notes"][0] and content["mean"]["dsc"] is not None
+    assert run(folders, modality_pattern="^(?P<modality>[^/]+)/", in_distribution=["T1"])["notes"] == []
+    for needed in ({"labels": None}, {"in_distribution": ["T1"]}):
+        with pytest.raises(UsageError, match="not valid JSON"):
+            run(folders, **needed)
 
 
 def test_labels_of_the_decathlon_are_understood(folders):
@@ -318,6 +431,31 @@ def test_without_names_the_ids_of_the_references_are_measured(folders):
     assert found["unknown_labels"]["prediction"]["5"]["voxels"] == 1
 
 
+@pytest.mark.parametrize(("value", "said"), [(np.inf, "first inf"), (5e9, "first 5000000000|first 5e.09")])
+def test_without_names_a_reference_with_impossible_ids_is_left_out(folders, value, said):
+    save(folders[1] / "T1/b.nii.gz", np.where(organs() == 1, value, organs()))
+    found = run(folders, labels=None)
+    assert found["settings"]["labels"] == {"class_1": 1, "class_2": 2} and found["left_out"] == ["T1/b"]
+    assert re.search(said, found["failed"]["T1/b"])
+
+
+def test_without_names_the_reason_why_no_reference_can_be_read_is_said(tmp_path):
+    for name in ("pred", "ref"):
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataProblem, match=r"ref\.nii\.gz is not NIfTI .*ZIP"):
+        run((tmp_path / "pred.nii.gz", tmp_path / "ref.nii.gz"), labels=None)
+
+
+def test_the_modality_map_may_name_files(folders):
+    found = run(folders, modality_map={"T1/a.nii.gz": "one", "b.nii": "two", "T9/x.nii.gz": "three"})
+    assert [entry["modality"] for entry in found["cases"]] == ["one", "two", "-"]
+    assert len(found["notes"]) == 1 and "that are no case (1): T9/x.nii.gz" in found["notes"][0]
+    with pytest.raises(UsageError, match=r"its keys are x, T1, the cases T1/a, T1/b, T2/a"):
+        run(folders, modality_map={"x": "one", "T1": "two"})
+    with pytest.raises(UsageError, match="two modalities for T1/a: one and two"):
+        run(folders, modality_map={"T1/a": "one", "T1/a.nii.gz": "two"})
+
+
 def test_what_the_user_says_of_modalities_comes_first(folders):
     (folders[1] / "dataset.json").write_text(json.dumps({"nnunet_multimodal": {"case_modality": {"T2/a": "table"}}}))
     found = run(folders, modality_map={"T1/a": "told"}, modality_pattern="/(?P<modality>b)$")
@@ -325,6 +463,13 @@ def test_what_the_user_says_of_modalities_comes_first(folders):
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_report_the_one_of_an_earlier_run_goes(folders, tmp_path):
+    run(folders, output=tmp_path / "out")
+    (tmp_path / "out" / "report.html").write_text("of an earlier run")
+    run(folders, output=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cases.csv", "evaluation.json", "summary.csv"]
 
 
 def test_an_interrupted_run_leaves_no_half_file(folders, tmp_path, monkeypatch):

@@ -62,6 +62,9 @@ def page(tmp_path_factory) -> Page:
             save(root / "images" / f"{name}{'_0000' if number else ''}.nii.gz", image)
     (root / "pred" / "case_5.nii.gz").unlink()
     save(root / "pred" / "case_4.nii.gz", organs()[1:])
+    save(root / "pred" / "case_6.nii.gz", organs())
+    (root / "ref" / "case_6.nii.gz").write_bytes(b"PK")
+    save(root / "images" / "case_2_0000.nii.gz", organs()[1:])
     save(root / "pred" / f"{EVIL}2.nii.gz", organs())
     save(root / "pred" / "case_3.nii.gz", np.where(organs() == 2, 8, organs()).astype(np.uint8))
     evaluate_folders(
@@ -69,7 +72,7 @@ def page(tmp_path_factory) -> Page:
         root / "ref",
         root / "out",
         {label: 1, "spleen": 2},
-        modality_map={"case_1": "<i>T1</i>", "case_2": "T2"},
+        modality_map={"case_1": "<i>T1</i>", "case_2": "T2", "case_9": "T2"},
         images=root / "images",
         progress=False,
     )
@@ -93,8 +96,13 @@ def test_every_part_is_there(page):
     for words in (
         "border",
         "tolerance 2 mm",
-        "Could not be measured: 1.",
+        "Predictions that cannot be used: 1.",
         "case_4",
+        "Could not be measured: 1. Not in any mean.",
+        "case_6",
+        "keys of --modality-map that are no case (1): case_9",
+        "image not shown: ",
+        "shape found 15x14x6, expected 16x14x6",
         "Without a prediction: 1.",
         "case_5",
         "Predictions without a reference: 1.",
@@ -105,6 +113,7 @@ def test_every_part_is_there(page):
         "no image case_1 (or case_1_0000)",
     ):
         assert words in page.text, words
+    assert "--fix-header" not in page.text
     # two box plots; then the cases that have a prediction and were measured: all but case_4 and case_5
     pictures = page.pictures()
     assert len(pictures) == 2 + 4
