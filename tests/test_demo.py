@@ -18,7 +18,7 @@ from nnunet_multimodal import cli
 from nnunet_multimodal.commands import demo as command
 from nnunet_multimodal.demo import run as runner
 from nnunet_multimodal.demo.recipe import QUICK, Options, Step, link_subjects, shrink_plans, steps
-from nnunet_multimodal.demo.run import Record, duration, run_steps
+from nnunet_multimodal.demo.run import Record, duration, only_one, run_steps
 from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
 
 ORGANS = {"liver": 1, "spleen": 2}
@@ -77,6 +77,15 @@ def test_a_folder_holds_one_demo(tmp_path: Path) -> None:
         Record(folder, Options(epochs=3))
     with pytest.raises(UsageError, match="contrasts"):
         Record(folder, QUICK)
+
+
+def test_two_demos_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
+    with only_one(tmp_path):
+        said = rf"locked by another demo \(pid {os.getpid()} since 20"
+        with pytest.raises(UsageError, match=said), only_one(tmp_path):
+            pass
+    with only_one(tmp_path):  # free again
+        pass
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ EXAMPLE = """\
 nnunet_multimodal demo
 nnunet_multimodal demo -o /tmp/demo --subjects 40 --epochs 40"""
 
-MINUTES = "7"
+MINUTES = "9"
 DESCRIPTION = DESCRIPTION.format(minutes=MINUTES)
 FOLDER = Path("nnunet_multimodal_demo")
 REPORT = "report.html"
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Does what is not done yet, then shows what came out."""
     from nnunet_multimodal.demo.recipe import steps
-    from nnunet_multimodal.demo.run import Record, environment_lines, find_program, read_record, run_steps
+    from nnunet_multimodal.demo.run import Record, environment_lines, find_program, only_one, read_record, run_steps
 
     options = _options(args, read_record(args.output))
     for program in ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train"):
@@ -51,9 +51,10 @@ def run(args: argparse.Namespace) -> int:
     record = Record(args.output, options)
     again = _again(args)
     try:
-        print("\n".join(environment_lines(args.output, options)))
-        run_steps(args.output, options, steps(args.output, options, _organs()), record)
-        return _finish(args.output, options, record)
+        with only_one(args.output):
+            print("\n".join(environment_lines(args.output, options)))
+            run_steps(args.output, options, steps(args.output, options, _organs()), record)
+            return _finish(args.output, options, record)
     except KeyboardInterrupt:
         print(f"\nTo go on where it stopped: {again}", file=sys.stderr)
         raise

@@ -122,6 +122,33 @@ def run_steps(folder: Path, options: Options, steps: Sequence[Step], record: Rec
         print(f"  done in {duration(time.perf_counter() - begin)}", flush=True)
 
 
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock: two demos in one folder would train over each other. It goes with the process.
+
+    Raises:
+        UsageError: another process holds it; says which, and since when.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UsageError(
+                f"{folder} is locked by another demo ({file.read().strip() or 'just started'}). Wait for it, or choose "
+                "another folder with -o."
+            ) from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} since {datetime.datetime.now():%Y-%m-%d %H:%M:%S}")
+        file.flush()
+        yield
+
+
 def environment_lines(folder: Path, options: Options) -> list[str]:
     """What a user types before the commands."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment(folder, options).items()]
