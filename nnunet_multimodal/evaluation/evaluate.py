@@ -41,7 +41,7 @@ from nnunet_multimodal.evaluation.labels import (
 )
 from nnunet_multimodal.evaluation.measures import STATES, Ids
 from nnunet_multimodal.evaluation.modalities import UNKNOWN, Modalities, groups, told_by_case
-from nnunet_multimodal.evaluation.output import plain, write_tables
+from nnunet_multimodal.evaluation.output import all_or_none, plain, write_tables
 from nnunet_multimodal.evaluation.summary import MEANS, METRICS, find_row, summarize
 from nnunet_multimodal.evaluation.surfaces import DEFINITIONS
 
@@ -164,15 +164,15 @@ def evaluate_folders(
         }
     )
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
+        with all_or_none(output) as folder:
+            write_tables(folder, results, modality_of, rows, settings)
+            if report:
+                from nnunet_multimodal.evaluation.report import write_report
+
+                write_report(folder / "report.html", content, cases, settings, Path(images) if images else None)
+            write_json(folder / "evaluation.json", content)
         if not report:
             (output / "report.html").unlink(missing_ok=True)  # of an earlier run, which the new tables contradict
-        write_tables(output, results, modality_of, rows, settings)
-        if report:
-            from nnunet_multimodal.evaluation.report import write_report
-
-            write_report(output / "report.html", content, cases, settings, Path(images) if images else None)
-        write_json(output / "evaluation.json", content)
     return content
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,20 @@ SUMMARY_COLUMNS = (
     "surface",
     "tolerance_mm",
 )
+
+
+@contextlib.contextmanager
+def all_or_none(output: Path) -> Iterator[Path]:
+    """A folder to write into; its files go to ``output`` when all of them are there. Tables of two runs never mix."""
+    output.mkdir(parents=True, exist_ok=True)
+    partial = output / f".partial-{os.getpid()}"
+    partial.mkdir(exist_ok=True)
+    try:
+        yield partial
+        for path in sorted(partial.iterdir()):
+            os.replace(path, output / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_tables(

@@ -14,6 +14,7 @@ from tiny_folders import AFFINE, SHAPE, organs, save, shifted
 
 from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, UsageError
 from nnunet_multimodal.evaluation import evaluate_folders
+from nnunet_multimodal.evaluation.output import all_or_none
 
 LABELS = {"liver": 1, "spleen": 2}
 
@@ -508,3 +509,17 @@ def _die(case, settings):
     import os
 
     os._exit(9)
+
+
+def test_a_full_disk_leaves_the_earlier_results_as_they_were(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "cases.csv").write_text("of an earlier run")
+    with pytest.raises(OSError, match="No space"), all_or_none(output) as folder:
+        (folder / "cases.csv").write_text("new")
+        raise OSError(28, "No space left on device")
+    assert [path.name for path in output.iterdir()] == ["cases.csv"]
+    assert (output / "cases.csv").read_text() == "of an earlier run"
+    with all_or_none(output) as folder:
+        (folder / "cases.csv").write_text("new")
+    assert [(path.name, path.read_text()) for path in output.iterdir()] == [("cases.csv", "new")]
