@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tiny_model import ORGANS, tiny_result_folder
+from tiny_model import ORGANS, SHAPE, image, save, tiny_result_folder
 
 from nnunet_multimodal.cli import main
 from nnunet_multimodal.conversion.images import read_volume
@@ -23,19 +23,6 @@ from nnunet_multimodal.inference.referring import (
     mix_prompts,
 )
 from nnunet_multimodal.networks import Prompt
-
-SHAPE = (6, 40, 36)  # z, y, x
-
-
-def save(path: Path, array_zyx: np.ndarray, affine: np.ndarray | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    affine = np.diag([1.0, 1.0, 3.0, 1.0]) if affine is None else affine
-    nib.save(nib.Nifti1Image(array_zyx.transpose(2, 1, 0), affine), path)
-    return path
-
-
-def image(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
 
 
 def scribbles() -> np.ndarray:

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tiny_model import ORGANS, tiny_result_folder
+from tiny_model import ORGANS, SHAPE, image, save, tiny_result_folder
 
 from nnunet_multimodal.cli import main
 from nnunet_multimodal.conversion.images import read_volume
@@ -18,20 +18,6 @@ from nnunet_multimodal.inference.model import load_referring_model
 from nnunet_multimodal.inference.referring import ReferringPredictor
 
 NAME = "nnUNetTrainerCrossMR_openSet"
-SHAPE = (6, 40, 36)  # z, y, x
-AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
-
-
-def save(path: Path, array_zyx: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array_zyx.transpose(2, 1, 0), affine), path)
-    return path
-
-
-def image(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
-
-
 def scribbles() -> np.ndarray:
     """Liver on slices 1 and 4, something called 9 on slice 2, 200 on slice 3."""
     drawn = np.zeros(SHAPE, np.uint8)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import torch
 
 ORGANS = {"liver": 1, "right_kidney": 2, "left_kidney": 3}
@@ -96,3 +98,19 @@ def tiny_result_folder(dimensions: int, folds: tuple[int, ...] = (0,), name: str
     (folder / "plans.json").write_text(json.dumps(trainer.plans_manager.plans))
     (folder / "dataset.json").write_text(json.dumps(dataset))
     return folder
+
+
+SHAPE = (6, 40, 36)  # z, y, x
+AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
+
+
+def save(path: Path, array_zyx: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    """Write an array [Z, Y, X] as NIfTI."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array_zyx.transpose(2, 1, 0), AFFINE if affine is None else affine), path)
+    return path
+
+
+def image(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    """Noise that a reader takes for an image."""
+    return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
