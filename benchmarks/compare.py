@@ -58,13 +58,13 @@ class Workshop:
 
     @property
     def organs(self) -> dict[str, int]:
-        labels = json.loads((self.work / "phantom/phantom.json").read_text())["labels"]
+        labels = json.loads((self.work / "phantom/phantom.json").read_text(encoding="utf-8"))["labels"]
         return {name: value for name, value in labels.items() if value}
 
     @property
     def subjects(self) -> tuple[list[str], list[str]]:
         """Names of those to train on and of those to test on."""
-        names = sorted(json.loads((self.work / "phantom/phantom.json").read_text())["subjects"])
+        names = sorted(json.loads((self.work / "phantom/phantom.json").read_text(encoding="utf-8"))["subjects"])
         train, test = self.comparison.train_subjects, self.comparison.test_subjects
         if len(names) < train + test:
             raise SystemExit(f"the phantom in {self.work} has {len(names)} subjects, {train + test} are needed")
@@ -239,7 +239,7 @@ def write_plans(shop: Workshop, name: str) -> None:
     comparison = shop.comparison
     method = comparison.methods[name]
     folder = shop.work / "nnUNet_preprocessed" / dataset_name(method)
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans = json.loads((folder / "nnUNetPlans.json").read_text(encoding="utf-8"))
     plans["plans_name"] = plans_name(name)
     configuration = plans["configurations"]["2d"]
     configuration["batch_size"] = comparison.batch_size
@@ -247,7 +247,7 @@ def write_plans(shop: Workshop, name: str) -> None:
     network["features_per_stage"] = [min(comparison.most_features, n // 2) for n in network["features_per_stage"]]
     configuration[SECTION] = {**comparison.train_options, **method.settings}
     path = folder / f"{plans_name(name)}.json"
-    if path.exists() and json.loads(path.read_text()) != plans:
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != plans:
         raise SystemExit(
             f"{path} is of other settings of {name} than comparisons.py has now. Take another --work, or delete that "
             f"file, {shop.work}/results/*/*/*__{plans_name(name)}__2d, pred/{name} and scores/{name}."
@@ -384,8 +384,10 @@ def summarise(shop: Workshop, seeds: Iterable[int], names: Iterable[str]) -> dic
             path = shop.scores(name, seed) / "evaluation.json"
             if path.exists():
                 of_seeds[str(seed)] = summarise_seed(shop, read_rows(path))
-                of_seeds[str(seed)]["training"] = json.loads((shop.fold(name, seed) / "training.json").read_text())
-                seconds = json.loads((shop.predictions(name, seed) / "seconds.json").read_text())
+                of_seeds[str(seed)]["training"] = json.loads(
+                    (shop.fold(name, seed) / "training.json").read_text(encoding="utf-8")
+                )
+                seconds = json.loads((shop.predictions(name, seed) / "seconds.json").read_text(encoding="utf-8"))
                 of_seeds[str(seed)]["seconds_of_prediction"] = seconds
         if of_seeds:
             settings = {**comparison.train_options, **comparison.methods[name].settings}

@@ -53,7 +53,7 @@ def set_environment(work: Path) -> None:
 
 def shrink_plans(folder: Path, iterations: int) -> None:
     """Half of nnU-Net's features and a batch of 6: a size that two CPU cores can train."""
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    plans = json.loads((folder / "nnUNetPlans.json").read_text(encoding="utf-8"))
     plans["plans_name"] = "nnUNetPlansSmall"
     configuration = plans["configurations"]["2d"]
     configuration["batch_size"] = 6
@@ -124,7 +124,9 @@ def main() -> None:
         run("nnunet_multimodal", "convert", "crossmr", "--reference-images", work / "train/images", "--labels",
             work / "train/labels", "-d", args.dataset, "--name", "MainJob", *names)  # fmt: skip
     dataset = next(raw.glob(f"Dataset{args.dataset}_*"))
-    organs = {k: v for k, v in json.loads((dataset / "dataset.json").read_text())["labels"].items() if v}
+    organs = {
+        k: v for k, v in json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["labels"].items() if v
+    }
     preprocessed = work / "nnUNet_preprocessed" / dataset.name
     if not (preprocessed / "nnUNetPlans_2d").exists():
         coarse = []

@@ -140,7 +140,7 @@ def main() -> None:
     measured["seconds"] = round(perf_counter() - began)
     measured["load_average"] = [round(load, 2) for load in os.getloadavg()]
     note = "processor time of one thread, in turn; a case's time is the median of its rounds; means over cases"
-    print(write_result("metrics", measured, note).read_text())
+    print(write_result("metrics", measured, note).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

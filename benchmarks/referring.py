@@ -330,7 +330,7 @@ def measure_one(found: np.ndarray, truth: Volume, bench: Bench) -> dict[str, Any
 
 def kept(path: Path, contrasts: list[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """{method: {contrast: measures}} of an earlier run if it had all these contrasts, else what ``make()`` gives."""
-    content = json.loads(path.read_text()) if path.exists() else {}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not content or any(set(contrasts) - set(of_contrasts) for of_contrasts in content.values()):
         content = make()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -489,7 +489,7 @@ def parse() -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> Bench:
     """Reads what the phantom and the models say about themselves."""
-    content = json.loads((args.phantom / "phantom.json").read_text())
+    content = json.loads((args.phantom / "phantom.json").read_text(encoding="utf-8"))
     known = {name: int(label) for name, label in content["labels"].items() if int(label) > 0}
     taught = taught_organs(args.model) if args.model else None
     names = args.organs or [name for name in known if taught is None or name in taught]
@@ -517,7 +517,7 @@ def check(args: argparse.Namespace) -> Bench:
     made = zlib.crc32(np.ascontiguousarray(first.data).tobytes())  # another phantom may come to lie in the same place
     same = {"phantom": str(bench.phantom), "crc": made, "reference": bench.reference, "organs": organs}
     settings = bench.work / "settings.json"
-    before = json.loads(settings.read_text()) if settings.exists() else same
+    before = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else same
     if before != same:
         raise SystemExit(f"{bench.work} was begun with {before}, now {same}: choose another --work.")
     bench.work.mkdir(parents=True, exist_ok=True)
@@ -526,7 +526,7 @@ def check(args: argparse.Namespace) -> Bench:
 
 
 def taught_organs(model: Path) -> dict[str, int]:
-    labels = json.loads((model / "dataset.json").read_text())["labels"]
+    labels = json.loads((model / "dataset.json").read_text(encoding="utf-8"))["labels"]
     return {name: label for name, label in labels.items() if isinstance(label, int) and label > 0}
 
 

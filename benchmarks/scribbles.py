@@ -77,6 +77,7 @@ def interleaved(tasks: dict[str, Callable[[], object]], rounds: int, title: str)
 
 def summary(times: dict[str, np.ndarray], against: str) -> dict[str, dict[str, float]]:
     """Mean and median time of each task, and the median over blocks of its mean time relative to ``against``."""
+
     def blocks(values: np.ndarray) -> np.ndarray:
         return np.array([block.mean() for block in np.array_split(values, BLOCKS)])
 
@@ -157,7 +158,7 @@ def main() -> None:
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
     note = "processor time of one thread, tasks in turn; ratio_median: of 20 blocks, mean / mean of the stock"
-    print(write_result("scribbles", measured, note).read_text())
+    print(write_result("scribbles", measured, note).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def main() -> None:
     record = folder / "training.json"
     seconds: list[float] = []
     if trainer.current_epoch and record.exists():  # the epochs that the checkpoint has seen
-        seconds = json.loads(record.read_text())["seconds_of_epochs"][: trainer.current_epoch]
+        seconds = json.loads(record.read_text(encoding="utf-8"))["seconds_of_epochs"][: trainer.current_epoch]
     watch(trainer, args.seed, seconds, lambda: write_json(record, describe(trainer, args.seed, seconds)))
     trainer.run_training()
 

@@ -30,9 +30,11 @@ from nnunet_multimodal import trainers
 
 
 def build(cls, folder: Path, plans_name: str, configuration: str, device: str):
-    plans = json.loads((folder / f"{plans_name}.json").read_text())
+    plans = json.loads((folder / f"{plans_name}.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
-    trainer = cls(plans, configuration, 0, json.loads((folder / "dataset.json").read_text()), torch.device(device))
+    trainer = cls(
+        plans, configuration, 0, json.loads((folder / "dataset.json").read_text(encoding="utf-8")), torch.device(device)
+    )
     trainer.print_to_log_file = lambda *args, **kwargs: None
     trainer.initialize()
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()

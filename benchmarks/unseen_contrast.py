@@ -31,7 +31,7 @@ def main() -> None:
     work = args.work.resolve()
     set_environment(work)
     model = next(work.glob("nnUNet_results/*/nnUNetTrainerCrossMR*/fold_all/checkpoint_final.pth")).parents[1]
-    organs = {k: v for k, v in json.loads((model / "dataset.json").read_text())["labels"].items() if v}
+    organs = {k: v for k, v in json.loads((model / "dataset.json").read_text(encoding="utf-8"))["labels"].items() if v}
     folder = work / "unseen"
     folder.mkdir(exist_ok=True)
     image, source = DATA / "abdomen_mr_small/image.nii.gz", nib.load(DATA / "abdomen_mr_small/labels.nii.gz")

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 
 from nnunet_multimodal.errors import UsageError
 
-_CROSSMR_PAPER = (
-    "CrossMR (All You Need Is a Reference: cross-modality referring segmentation for abdominal MRI)"
-)
+_CROSSMR_PAPER = "CrossMR (All You Need Is a Reference: cross-modality referring segmentation for abdominal MRI)"
 
 # Nine digits are enough for anybody, and keep int() and file names far from their limits.
 _LENGTH = re.compile(r"(?P<stem>.+)_(?:(?P<epochs>[1-9][0-9]{0,8})epochs|(?P<one>1)epoch)", re.DOTALL)

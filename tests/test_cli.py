@@ -56,7 +56,7 @@ def test_help_ends_with_an_example_that_parses(command: str | None, capsys: pyte
 
 
 def test_the_example_of_env_works_in_a_shell(tmp_path: Path) -> None:
-    script = f'{shlex.quote(sys.executable)} -m nnunet_multimodal.cli env --shell bash'
+    script = f"{shlex.quote(sys.executable)} -m nnunet_multimodal.cli env --shell bash"
     command = f'eval "$({script})"; printf %s "$nnUNet_extTrainer"'
     clean = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
     # not in the repository: -m would find the package there instead of the installed one
@@ -198,7 +198,7 @@ def test_env_prints_only_the_line(run_command) -> None:
     assert result.stdout == f"export nnUNet_extTrainer={shlex.quote(OURS + os.pathsep + '/my trainers')}\n"
 
 
-NASTY = "/a b/it's $HOME `id` \"x\" \\ end!"
+NASTY = '/a b/it\'s $HOME `id` "x" \\ end!'
 
 
 @pytest.mark.parametrize(

@@ -41,20 +41,20 @@ def test_every_step_is_done_once_and_a_failed_one_goes_on(tmp_path: Path, capsys
     sequence = [
         python_step("first", appending(trace, "1")),
         python_step("second", fails_at_first),
-        Step("third", "ours", ("write", "it"), do=lambda: trace.write_text(trace.read_text() + "3")),
+        Step("third", "ours", ("write", "it"), do=lambda: trace.write_text(trace.read_text(encoding="utf-8") + "3")),
     ]
     with pytest.raises(MultimodalError, match=r"exit code 7(?s:.)*no space <left>"):
         run_steps(folder, QUICK, sequence, Record(folder, QUICK))
-    assert trace.read_text() == "1"
-    assert not json.loads((folder / "demo.json").read_text())["steps"]["second"]["done"]
+    assert trace.read_text(encoding="utf-8") == "1"
+    assert not json.loads((folder / "demo.json").read_text(encoding="utf-8"))["steps"]["second"]["done"]
 
     sequence[1] = dataclasses.replace(sequence[1], go_on=lambda: ("--c",))
     capsys.readouterr()
     run_steps(folder, QUICK, sequence, Record(folder, QUICK))
-    assert trace.read_text() == "13"
+    assert trace.read_text(encoding="utf-8") == "13"
     shown = capsys.readouterr().out
     assert "done before" in shown and " --c\n" in shown and "# write it" in shown
-    record = json.loads((folder / "demo.json").read_text())
+    record = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
     assert all(step["done"] for step in record["steps"].values())
     assert not record["steps"]["second"]["command"].endswith("--c")  # the line that starts it, for the report
 
@@ -64,7 +64,7 @@ def test_commands_see_the_demos_folders_and_no_others(tmp_path: Path, monkeypatc
     monkeypatch.setenv("nnUNet_keep_files_open", "1")
     code = "import json, os; print(json.dumps({k: v for k, v in os.environ.items() if k.startswith('nnUNet_')}))"
     run_steps(tmp_path / "d", QUICK, [python_step("look", code)], Record(tmp_path / "d", QUICK))
-    seen = json.loads((tmp_path / "d/logs/look.log").read_text())
+    seen = json.loads((tmp_path / "d/logs/look.log").read_text(encoding="utf-8"))
     assert seen["nnUNet_raw"] == str(tmp_path / "d/nnUNet_raw")
     assert Path(seen["nnUNet_extTrainer"]).name == "extension" and "nnUNet_keep_files_open" not in seen
 
@@ -126,7 +126,7 @@ def test_interruption_ends_the_command_and_what_it_started(tmp_path: Path, numbe
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.perf_counter() - begin < 40
-    for pid in map(int, pids.read_text().split()):
+    for pid in map(int, pids.read_text(encoding="utf-8").split()):
         for _ in range(100):  # the grandchild is ended with the group; whoever adopts it reaps it
             if not is_running(pid):
                 break
@@ -137,7 +137,7 @@ def test_interruption_ends_the_command_and_what_it_started(tmp_path: Path, numbe
 
 def is_running(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except OSError:
         return False
     return state != "Z"
@@ -202,7 +202,7 @@ def test_small_plans(tmp_path: Path) -> None:
     }
     (tmp_path / "nnUNetPlans.json").write_text(json.dumps(plans))
     shrink_plans(tmp_path, Options())
-    small = json.loads((tmp_path / "nnUNetPlansDemo.json").read_text())
+    small = json.loads((tmp_path / "nnUNetPlansDemo.json").read_text(encoding="utf-8"))
     assert small["plans_name"] == "nnUNetPlansDemo"
     configuration = small["configurations"]["2d"]
     assert configuration["batch_size"] == 6
@@ -223,9 +223,13 @@ def test_subject_folders_hold_links_that_move_along(tmp_path: Path) -> None:
     link_subjects(folder, options)  # again, after an interruption
     folder = folder.rename(tmp_path / "moved")
     subject = folder / "subjects/phantom_000"
-    assert (subject / "reference.nii.gz").read_text() == (subject / "T1w.nii.gz").read_text() == "images T1w"
-    assert (subject / "scribbles.nii.gz").read_text() == "strokes"
-    assert (folder / "truth/phantom_000/T2w.nii.gz").read_text() == "labels T2w"
+    assert (
+        (subject / "reference.nii.gz").read_text(encoding="utf-8")
+        == (subject / "T1w.nii.gz").read_text(encoding="utf-8")
+        == "images T1w"
+    )
+    assert (subject / "scribbles.nii.gz").read_text(encoding="utf-8") == "strokes"
+    assert (folder / "truth/phantom_000/T2w.nii.gz").read_text(encoding="utf-8") == "labels T2w"
 
 
 def test_durations() -> None:
@@ -252,12 +256,12 @@ def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
         "subjects/phantom_000/T1w.nii.gz": "",
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
+        (tmp_path / path).write_text(text, encoding="utf-8")
     done = {
         "a": {"title": "t", "command": "run <this>", "own": False, "seconds": 61.0, "cpu_seconds": 1.0, "done": True}
     }
     write_story(tmp_path / "report.html", tmp_path, options, done, {"nnUNet_raw": "/x"})
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<b>liver</b>" not in page and "&lt;b&gt;liver" in page and "run &lt;this&gt;" in page
     assert 'class="inner"' not in page and "class=&#34;inner&#34;" in page  # the evaluation lives in an attribute
     assert "0.877 / –" in page and "1 min 01 s" in page and "data:image/png;base64,UE5H" in page
@@ -277,9 +281,9 @@ def test_quick_demo_end_to_end(
     assert cli.main(line) == 0
     shown = capfd.readouterr().out
     assert "$ nnUNetv2_train 601 2d 0 -tr nnUNetTrainerCrossMR" in shown and "tolerance 2 mm" in shown
-    record = json.loads((tmp_path / "demo/demo.json").read_text())
+    record = json.loads((tmp_path / "demo/demo.json").read_text(encoding="utf-8"))
     assert set(record["results"]) == {"T1w", "T2w", "CT"} and len(record["steps"]) == 10
-    page = (tmp_path / "demo/report.html").read_text()
+    page = (tmp_path / "demo/report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 3 and 'src="http' not in page
 
     begin = time.perf_counter()

@@ -89,7 +89,7 @@ class Workshop:
     def change_plans(self, dataset: str, **settings: Any) -> None:
         """Smallest network that has everything, and the trainers' settings."""
         path = self.folder / "preprocessed" / dataset / "nnUNetPlans.json"
-        plans = json.loads(path.read_text())
+        plans = json.loads(path.read_text(encoding="utf-8"))
         for configuration in plans["configurations"].values():
             if "architecture" not in configuration:
                 continue
@@ -161,10 +161,10 @@ def check_predictions(out: Path, cases: list[str]) -> None:
 
 
 def test_the_converted_data_set_is_what_the_trainer_needs(workshop: Workshop, crossmr: str) -> None:
-    dataset = json.loads((workshop.folder / "raw" / crossmr / "dataset.json").read_text())
+    dataset = json.loads((workshop.folder / "raw" / crossmr / "dataset.json").read_text(encoding="utf-8"))
     assert list(dataset["channel_names"].values()) == ["target", "reference", "noNorm", "noNorm"]
     assert dataset["labels"] == {"background": 0, "liver": 1, "spleen": 2}
-    plans = json.loads((workshop.folder / "preprocessed" / crossmr / "nnUNetPlans.json").read_text())
+    plans = json.loads((workshop.folder / "preprocessed" / crossmr / "nnUNetPlans.json").read_text(encoding="utf-8"))
     schemes = plans["configurations"]["2d"]["normalization_schemes"]
     assert schemes == ["ZScoreNormalization"] * 2 + ["NoNormalization"] * 2
 
@@ -176,9 +176,11 @@ def test_train_and_predict_with_the_stock_commands(workshop: Workshop, crossmr: 
     fold = workshop.fold(crossmr, trainer)
     assert (fold / "checkpoint_final.pth").is_file()
     assert not list(fold.glob(".*"))  # no temporary file
-    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    summary = json.loads((fold / "validation" / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["mean"]) == {"1", "2"}
-    settings = json.loads((fold.parent / "plans.json").read_text())["configurations"]["2d"]["nnunet_multimodal"]
+    settings = json.loads((fold.parent / "plans.json").read_text(encoding="utf-8"))["configurations"]["2d"][
+        "nnunet_multimodal"
+    ]
     assert settings["queries"] == 3 and settings["tokens_first"] is True  # complete, with the changes
 
     check_predictions(workshop.predict(crossmr, trainer, CASES[:2]), CASES[:2])

@@ -49,4 +49,4 @@ def test_files_it_points_to_exist() -> None:
 def test_test_command_is_what_ci_runs() -> None:
     command = "pip install '.[test]' && pytest"
     assert command in shell_lines()
-    assert command in (ROOT / ".ci/run").read_text().splitlines()
+    assert command in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()

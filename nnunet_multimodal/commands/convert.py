@@ -68,7 +68,9 @@ def _add_dataset_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     out.add_argument("--overwrite", action="store_true", help="replace the data set of this id")
     if kind != "crossmr":
         out.add_argument(
-            "--channel-name", default="MR", metavar="NAME",
+            "--channel-name",
+            default="MR",
+            metavar="NAME",
             help="of the image; 'CT' makes nnU-Net clip to the CT window (default: %(default)s)",
         )
     if kind != "plain":
@@ -93,7 +95,10 @@ def _add_channel_arguments(parser: argparse.ArgumentParser) -> None:
         "--dims", type=int, choices=(2, 3), default=2, help="of the model's configuration (default: %(default)s)"
     )
     out.add_argument(
-        "--reach", type=reach_mm, default=0.0, metavar="MM",
+        "--reach",
+        type=reach_mm,
+        default=0.0,
+        metavar="MM",
         help="2d: how far beyond the outer scribbled slices they still serve; inf is everywhere (default: %(default)s)",
     )
     out.add_argument("--overwrite", action="store_true", help="replace files of the same name")

@@ -158,10 +158,12 @@ def _resample(
     to_reference = _voxel_map(image, target, match, axis)
     shape, air = target.data.shape, float(image.data.min())
     if dims == 2:
-        served = np.stack([
-            nearest_scribbled(match, _scribbled_slices(drawn.data == organ, axis), reach, image.spacing[axis])
-            for organ in organs.values()
-        ])
+        served = np.stack(
+            [
+                nearest_scribbled(match, _scribbled_slices(drawn.data == organ, axis), reach, image.spacing[axis])
+                for organ in organs.values()
+            ]
+        )
         serving, mixed = _choose_slices(served, match)
         if mixed:
             notes.append(

@@ -46,7 +46,9 @@ def list_files(folder: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
     files = [
         path
         for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.name != "DICOMDIR"
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name != "DICOMDIR"
         and (not suffixes or path.suffix.lower() in suffixes)
     ]
     if not files:

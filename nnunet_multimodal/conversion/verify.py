@@ -139,9 +139,7 @@ def _check_ignore(labels: Mapping[str, Any], ids: set[int]) -> list[str]:
         others = ids - {labels["ignore"]} if isinstance(labels["ignore"], int) else ids
         highest = max(others, default=0)
         if labels["ignore"] != highest + 1:
-            problems.append(
-                f"ignore must be {highest + 1} (max label {highest} + 1); found {labels['ignore']}."
-            )
+            problems.append(f"ignore must be {highest + 1} (max label {highest} + 1); found {labels['ignore']}.")
     return problems
 
 
@@ -168,9 +166,7 @@ def _collect(folder: Path, content: Mapping[str, Any], ending: str) -> tuple[dic
     """The files of every case, from the folders or from the list in dataset.json."""
     if isinstance(content.get("dataset"), dict):
         return {
-            case: _Files(
-                {index: folder / name for index, name in enumerate(entry["images"])}, folder / entry["label"]
-            )
+            case: _Files({index: folder / name for index, name in enumerate(entry["images"])}, folder / entry["label"])
             for case, entry in content["dataset"].items()
         }, []
     problems = [f"{folder / name} is missing." for name in ("imagesTr", "labelsTr") if not (folder / name).is_dir()]
@@ -187,7 +183,9 @@ def _collect(folder: Path, content: Mapping[str, Any], ending: str) -> tuple[dic
     for name in _files(folder / "labelsTr", ending):
         cases.setdefault(name.removesuffix(ending), _Files()).label = folder / "labelsTr" / name
     foreign = [
-        path.name for part in ("imagesTr", "labelsTr") for path in sorted((folder / part).iterdir())
+        path.name
+        for part in ("imagesTr", "labelsTr")
+        for path in sorted((folder / part).iterdir())
         if path.name.endswith(SUFFIXES) and not path.name.endswith(ending) and not path.name.startswith(".")
     ]
     if foreign:

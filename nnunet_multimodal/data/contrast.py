@@ -142,5 +142,6 @@ def zscore(image: torch.Tensor) -> torch.Tensor:
 
 def _gamma(gamma: tuple[float, float], keep_statistics: bool) -> GammaTransform:
     """nnU-Net's gamma; BGContrast darkens and brightens equally often."""
-    return GammaTransform(BGContrast(gamma), 0, synchronize_channels=False, p_per_channel=1,
-                          p_retain_stats=float(keep_statistics))
+    return GammaTransform(
+        BGContrast(gamma), 0, synchronize_channels=False, p_per_channel=1, p_retain_stats=float(keep_statistics)
+    )

@@ -45,10 +45,15 @@ class ReferenceJitter(BasicTransform):
         # a rotation between axes of unequal length has to go through pixels
         aspect = shape[-2] / shape[-1]
         affine = np.eye(len(shape), len(shape) + 1)
-        affine[:2, :2] = np.array([
-            [np.cos(angle), -np.sin(angle) * aspect],
-            [np.sin(angle) / aspect, np.cos(angle)],
-        ]) / zoom
+        affine[:2, :2] = (
+            np.array(
+                [
+                    [np.cos(angle), -np.sin(angle) * aspect],
+                    [np.sin(angle) / aspect, np.cos(angle)],
+                ]
+            )
+            / zoom
+        )
         affine[:, -1] = 2 * shift
         return {"affine": torch.from_numpy(affine).float()}
 

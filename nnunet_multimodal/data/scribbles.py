@@ -144,7 +144,9 @@ STYLES: dict[str, Callable[[np.ndarray, np.random.Generator, float], np.ndarray]
 
 
 def _on_slice(
-    mask: np.ndarray, rng: np.random.Generator, style: Callable[[np.ndarray, np.random.Generator, float], np.ndarray],
+    mask: np.ndarray,
+    rng: np.random.Generator,
+    style: Callable[[np.ndarray, np.random.Generator, float], np.ndarray],
     scale: float,
 ) -> np.ndarray:
     """One scribble on a mask [Y, X], drawn on its bounding box."""

@@ -19,9 +19,7 @@ def write_segmentation(path: Path, segmentation: np.ndarray, image: Path) -> Non
     """
     original = nib.Nifti1Image.from_filename(image)
     canonical = nib.as_closest_canonical(original)
-    turn = nib.orientations.ornt_transform(
-        nib.io_orientation(canonical.affine), nib.io_orientation(original.affine)
-    )
+    turn = nib.orientations.ornt_transform(nib.io_orientation(canonical.affine), nib.io_orientation(original.affine))
     voxels = nib.orientations.apply_orientation(segmentation.transpose(2, 1, 0).astype(np.uint8), turn)
     header = original.header.copy()
     header.set_data_dtype(np.uint8)

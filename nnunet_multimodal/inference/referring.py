@@ -324,9 +324,7 @@ def mix_prompts(prompts: dict[int, Prompt], sources: tuple[int, ...]) -> Prompt:
     chosen = [prompts.get(source) for source in sources]
 
     def gather(field) -> Tensor:
-        return torch.cat(
-            [field(some if p is None else p)[:, k : k + 1] for k, p in enumerate(chosen)], dim=1
-        )
+        return torch.cat([field(some if p is None else p)[:, k : k + 1] for k, p in enumerate(chosen)], dim=1)
 
     known = torch.tensor([[p is not None for p in chosen]], device=some.present.device)
     return Prompt(

@@ -45,9 +45,7 @@ class ReferringLoss(nn.Module):
         self.selection, self.temperature = selection, temperature
         self.organ_match = organ_match
 
-    def forward(
-        self, masks: list[Tensor], scores: Tensor, answer: Tensor, present: Tensor, targets: Tensor
-    ) -> Tensor:
+    def forward(self, masks: list[Tensor], scores: Tensor, answer: Tensor, present: Tensor, targets: Tensor) -> Tensor:
         """The loss, a scalar; exactly 0 with a gradient of 0 where no organ has a scribble.
 
         Args:

@@ -184,9 +184,7 @@ class CrossMRNetwork(nn.Module):
             at = number % len(levels)
             # The first layer looks everywhere: before it all organs' queries are the same and so would be their masks.
             seen = attended_area(masks[-1], levels[at].shape[2:]) if masks else None
-            queries = layer(
-                queries, self.query_position, prompt.tokens[at], visible, keys[at], positions[at], seen
-            )
+            queries = layer(queries, self.query_position, prompt.tokens[at], visible, keys[at], positions[at], seen)
             if self.training or number + 1 < len(self.layers):  # the last ones only serve the loss
                 masks.append(mask_logits(self.mask_embedding(self.norm(queries)), mask_features))
         final = self.norm(queries)

@@ -61,7 +61,7 @@ def test_a_method_has_its_own_plans_and_they_do_not_change_unseen(shop: Workshop
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
     write_plans(shop, "nnUNetTrainerCrossMR")
     path = folder / "nnUNetPlans_nnUNetTrainerCrossMR.json"
-    written = json.loads(path.read_text())
+    written = json.loads(path.read_text(encoding="utf-8"))
     assert written["plans_name"] == path.stem
     configuration = written["configurations"]["2d"]
     assert configuration["architecture"]["arch_kwargs"]["features_per_stage"] == [4, 8, 8]
@@ -163,6 +163,6 @@ def test_tiny_comparison_end_to_end(tmp_path: Path) -> None:
     script = Path(compare.__file__)
     command = [sys.executable, str(script), "phantom_tiny", "--work", str(tmp_path / "w"), "--results", str(tmp_path)]
     subprocess.run([*command, "--methods", "nnUNetTrainerScribble", "nnUNetTrainerCrossMR"], check=True, cwd=tmp_path)
-    measured = json.loads((tmp_path / "phantom_tiny.json").read_text())["measured"]
+    measured = json.loads((tmp_path / "phantom_tiny.json").read_text(encoding="utf-8"))["measured"]
     assert set(measured["methods"]) == {"nnUNetTrainerScribble", "nnUNetTrainerCrossMR"}
-    assert "| nnUNetTrainerCrossMR |" in (tmp_path / "phantom_tiny.md").read_text()
+    assert "| nnUNetTrainerCrossMR |" in (tmp_path / "phantom_tiny.md").read_text(encoding="utf-8")

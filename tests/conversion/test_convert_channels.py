@@ -178,8 +178,18 @@ def test_reach_serves_slices_beyond_the_scribbles(scribbled: tuple, tmp_path: Pa
 def arguments(scribbled: tuple, out: Path, *targets: Path) -> list[str]:
     names = [f"{name}={value}" for name, value in ORGANS.items()]
     return [
-        "convert", "channels", "--reference", str(scribbled[0]), "--scribbles", str(scribbled[1]),
-        "--targets", *map(str, targets), "-o", str(out), "--label-names", *names,
+        "convert",
+        "channels",
+        "--reference",
+        str(scribbled[0]),
+        "--scribbles",
+        str(scribbled[1]),
+        "--targets",
+        *map(str, targets),
+        "-o",
+        str(out),
+        "--label-names",
+        *names,
     ]
 
 
@@ -208,10 +218,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "target constant": (lambda p: save(p / "T2.nii.gz", np.ones(SHAPE)), 4, r"T2\.nii\.gz is constant"),
     "target truncated": (lambda p: (p / "T2.nii.gz").write_bytes(b"\x1f\x8b"), 4, r"Cannot read .*T2\.nii\.gz"),
     "scribble on another grid": (
-        lambda p: save(p / "S.nii.gz", np.ones((24, 20, 5), np.uint8), REFERENCE), 4, r"scribble .*S\.nii.* has shape",
+        lambda p: save(p / "S.nii.gz", np.ones((24, 20, 5), np.uint8), REFERENCE),
+        4,
+        r"scribble .*S\.nii.* has shape",
     ),
     "scribble of an unknown organ": (
-        lambda p: save(p / "S.nii.gz", np.full(SHAPE, 9, np.uint8), REFERENCE), 4, r"undeclared class 9",
+        lambda p: save(p / "S.nii.gz", np.full(SHAPE, 9, np.uint8), REFERENCE),
+        4,
+        r"undeclared class 9",
     ),
     "no scribble": (lambda p: save(p / "S.nii.gz", np.zeros(SHAPE, np.uint8), REFERENCE), 4, r"S\.nii\.gz holds no"),
 }

@@ -29,7 +29,7 @@ def test_crossmr_layout(inputs: Inputs, call: Call) -> None:
     assert code == 0, error
     folder = inputs.raw / "Dataset007_CrossMR"
     assert str(folder) in out and "nnUNetv2_train 7 2d 0 -tr nnUNetTrainerCrossMR" in out
-    content = json.loads((folder / "dataset.json").read_text())
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     assert content["channel_names"] == {"0": "target", "1": "reference", "2": "noNorm", "3": "noNorm"}
     assert content["labels"] == {"background": 0, "liver": 1, "spleen": 2}
     assert (content["numTraining"], content["file_ending"]) == (2, ".nii.gz")
@@ -52,9 +52,7 @@ def test_crossmr_layout(inputs: Inputs, call: Call) -> None:
         assert (drawn == (label == organ).any(axis=(0, 1))).all()
 
 
-def test_nnunet_reads_all_channels_on_one_grid(
-    inputs: Inputs, call: Call, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nnunet_reads_all_channels_on_one_grid(inputs: Inputs, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 
     call(inputs.arguments())
@@ -71,14 +69,12 @@ def test_nnunet_reads_all_channels_on_one_grid(
     assert (label[0] == make_label()[::-1].transpose(2, 1, 0)).all()
 
 
-@pytest.mark.parametrize(
-    ("kind", "channels"), [("scribble", ["MR", "noNorm", "noNorm"]), ("plain", ["MR"])]
-)
+@pytest.mark.parametrize(("kind", "channels"), [("scribble", ["MR", "noNorm", "noNorm"]), ("plain", ["MR"])])
 def test_other_layouts(kind: str, channels: list[str], inputs: Inputs, call: Call) -> None:
     code, _, error = call(["convert", kind, "--images", str(inputs.images), "--labels", str(inputs.labels), "-d", "8"])
     assert code == 0, error
     folder = inputs.raw / f"Dataset008_{kind.capitalize()}"
-    content = json.loads((folder / "dataset.json").read_text())
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     assert [*content["channel_names"].values()] == channels
     assert content["labels"] == {"background": 0, "class_1": 1, "class_2": 2}
     assert len([*(folder / "imagesTr").iterdir()]) == 2 * len(channels)
@@ -89,7 +85,7 @@ def test_names_from_a_dataset_json(inputs: Inputs, call: Call, tmp_path: Path) -
     names = tmp_path / "dataset.json"
     names.write_text(json.dumps({"labels": {"background": 0, "liver": 1, "spleen": 2}}))
     assert call(inputs.arguments("--labels-json", str(names)))[0] == 0
-    content = json.loads((inputs.raw / "Dataset007_CrossMR" / "dataset.json").read_text())
+    content = json.loads((inputs.raw / "Dataset007_CrossMR" / "dataset.json").read_text(encoding="utf-8"))
     assert content["labels"] == {"background": 0, "liver": 1, "spleen": 2}
 
 
@@ -230,10 +226,23 @@ def test_real_mr(data_dir: Path, nnunet_folders: dict[str, str], tmp_path: Path,
         (tmp_path / kind).mkdir()
         for case in ("mr01", "mr02"):
             os.symlink(data_dir / "abdomen_mr_t2" / kind / f"{case}.nii.gz", tmp_path / kind / f"{case}.nii.gz")
-    code, _, error = call([
-        "convert", "crossmr", "--reference-images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels"),
-        "-d", "601", "--label-names", "liver=1", "right_kidney=2", "left_kidney=3", "spleen=4",
-    ])
+    code, _, error = call(
+        [
+            "convert",
+            "crossmr",
+            "--reference-images",
+            str(tmp_path / "images"),
+            "--labels",
+            str(tmp_path / "labels"),
+            "-d",
+            "601",
+            "--label-names",
+            "liver=1",
+            "right_kidney=2",
+            "left_kidney=3",
+            "spleen=4",
+        ]
+    )
     assert code == 0, error
     folder = Path(nnunet_folders["nnUNet_raw"]) / "Dataset601_CrossMR"
     assert verify_raw_dataset(folder) == []

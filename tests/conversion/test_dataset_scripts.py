@@ -98,7 +98,9 @@ def test_chaos(tmp_path: Path, nnunet_folders: dict[str, str], capsys: pytest.Ca
         assert read_volume(out / "images" / case).spacing == (6, 1.5, 1.5)
         lowest = nibabel.load(out / "images" / case).affine @ (0, 0, 0, 1)
         assert np.allclose(lowest[:3], (30, 40, 10))  # -30, -40, 10 in LPS
-    content = json.loads((Path(nnunet_folders["nnUNet_raw"]) / "Dataset601_CHAOS" / "dataset.json").read_text())
+    content = json.loads(
+        (Path(nnunet_folders["nnUNet_raw"]) / "Dataset601_CHAOS" / "dataset.json").read_text(encoding="utf-8")
+    )
     assert content["labels"] == {"background": 0, "liver": 1, "right_kidney": 2, "left_kidney": 3, "spleen": 4}
     assert content["numTraining"] == 2
 
@@ -151,7 +153,7 @@ def test_duke_liver(tmp_path: Path, nnunet_folders: dict[str, str]) -> None:
         assert (in_lps(tmp_path / "all" / "images" / f"{case}.nii.gz") == image).all()
         assert (in_lps(tmp_path / "all" / "labels" / f"{case}.nii.gz") == mask).all()
     folder = Path(nnunet_folders["nnUNet_raw"]) / "Dataset602_DukeLiver"
-    assert json.loads((folder / "dataset.json").read_text())["labels"] == {"background": 0, "liver": 1}
+    assert json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"] == {"background": 0, "liver": 1}
 
 
 def test_duke_liver_lists_contrasts(tmp_path: Path) -> None:
@@ -269,5 +271,3 @@ def test_real_ct_series(data_dir: Path) -> None:
     assert np.allclose(series.image.GetOrigin(), expected.GetOrigin(), atol=1e-3)
     assert np.allclose(series.image.GetDirection(), expected.GetDirection(), atol=1e-6)
     assert (sitk.GetArrayFromImage(series.image) == sitk.GetArrayFromImage(expected)).all()
-
-

@@ -26,7 +26,7 @@ def test_folder(inputs: Inputs, call: Call, tmp_path: Path) -> None:
     drawn, label = voxels(out / "a.nii.gz"), make_label()
     assert set(np.unique(drawn)) == {0, 1, 2}
     assert (drawn[drawn > 0] == label[drawn > 0]).all()
-    report = json.loads((out / "coverage.json").read_text())
+    report = json.loads((out / "coverage.json").read_text(encoding="utf-8"))
     for organ in (1, 2):
         share = (drawn == organ).sum() / (label == organ).sum()
         assert report["coverage"]["a"][str(organ)] == pytest.approx(share, abs=1e-4)
@@ -56,7 +56,7 @@ def test_bad_file_is_reported_and_the_rest_is_done(inputs: Inputs, call: Call, t
     assert code == 1
     assert "Cannot read" in error and "nothing to scribble on" in error
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.nii.gz", "coverage.json"]
-    failed = json.loads((tmp_path / "out" / "coverage.json").read_text())["failed"]
+    failed = json.loads((tmp_path / "out" / "coverage.json").read_text(encoding="utf-8"))["failed"]
     assert sorted(Path(path).name for path in failed) == ["a.nii.gz", "empty.nii.gz"]
 
 

@@ -43,7 +43,7 @@ def label(folder: Path) -> Path:
 
 def edit_json(folder: Path, **changes: Any) -> None:
     path = folder / "dataset.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content.update(changes)
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
@@ -66,7 +66,7 @@ def coarse() -> np.ndarray:
 
 def trailing_comma(folder: Path) -> None:
     path = folder / "dataset.json"
-    path.write_text(path.read_text().rstrip().removesuffix("}").rstrip() + ",\n}")
+    path.write_text(path.read_text(encoding="utf-8").rstrip().removesuffix("}").rstrip() + ",\n}")
 
 
 def dangle(path: Path) -> None:
@@ -117,7 +117,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "25 ignore misnamed": (lambda f: edit_json(f, labels=LABELS | {"Ignore": 3}), r"'Ignore' .* be named 'ignore'"),
     "27 scribble values": (lambda f: with_voxel(image(f, 2), 3, np.uint8), r"scribble channel .* holds 0, 1, 3"),
     "28 scribble shape": (
-        lambda f: save(image(f, 3), np.zeros((16, 14, 5), np.uint8)), r"scribble .*a_0003\.nii\.gz has shape 16x14x5",
+        lambda f: save(image(f, 3), np.zeros((16, 14, 5), np.uint8)),
+        r"scribble .*a_0003\.nii\.gz has shape 16x14x5",
     ),
     "JSON missing": (lambda f: (f / "dataset.json").unlink(), r"dataset\.json is missing"),
     "JSON trailing comma": (trailing_comma, r"not valid JSON: .* line \d+.* comma too many"),

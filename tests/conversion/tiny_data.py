@@ -50,6 +50,13 @@ class Inputs:
     def arguments(self, *more: str) -> list[str]:
         """``convert crossmr`` on the two folders."""
         return [
-            "convert", "crossmr", "--reference-images", str(self.images), "--labels", str(self.labels), "-d", "7",
+            "convert",
+            "crossmr",
+            "--reference-images",
+            str(self.images),
+            "--labels",
+            str(self.labels),
+            "-d",
+            "7",
             *more,
         ]

@@ -41,13 +41,15 @@ def spatial(shape: tuple[int, ...]) -> SpatialTransform:
 def test_prompts_take_the_geometry_of_the_label_and_no_intensity(shape: tuple[int, ...]) -> None:
     label = blob(shape)
     appearance = torch.randn(1, *shape)
-    chain = ComposeTransforms([
-        PromptsToSegmentation([1, 2]),
-        spatial(shape),
-        MirrorTransform((0, 1)),
-        TargetContrast(**STRONG),
-        PromptsToImage(2),
-    ])
+    chain = ComposeTransforms(
+        [
+            PromptsToSegmentation([1, 2]),
+            spatial(shape),
+            MirrorTransform((0, 1)),
+            TargetContrast(**STRONG),
+            PromptsToImage(2),
+        ]
+    )
     for _ in range(10):
         out = chain(image=torch.cat([appearance, label.float(), 1 - label.float()]), segmentation=label.clone())
         image, segmentation = out["image"], out["segmentation"]

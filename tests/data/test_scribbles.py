@@ -47,9 +47,7 @@ def test_another_seed_draws_another_scribble() -> None:
     assert len({simulate_scribble(mask, seed).tobytes() for seed in range(10)}) == 10
 
 
-@pytest.mark.parametrize(
-    ("radius", "pen", "expected"), [(14, 0, 0.34), (14, 1, 0.16), (55, 0, 0.087), (55, 1, 0.038)]
-)
+@pytest.mark.parametrize(("radius", "pen", "expected"), [(14, 0, 0.34), (14, 1, 0.16), (55, 0, 0.087), (55, 1, 0.038)])
 def test_coverage_is_that_of_seem(radius: float, pen: int, expected: float) -> None:
     mask, rng = disc(radius), np.random.default_rng(7)
     shares = [freeform(mask, rng, pen=PENS[pen]).sum() / mask.sum() for _ in range(200)]

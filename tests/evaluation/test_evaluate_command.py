@@ -35,7 +35,7 @@ def test_from_folders_to_report(folders, tmp_path, run_command):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "cases.csv", "evaluation.json", "report.html", "summary.csv",
     ]  # fmt: skip
-    settings = json.loads((tmp_path / "out" / "evaluation.json").read_text())["settings"]
+    settings = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))["settings"]
     assert settings["labels"] == {"liver": 1, "spleen": 2, "both": [1, 2]}
     assert settings["tolerances_mm"] == {"liver": 2, "spleen": 4, "both": 2}
 
@@ -104,7 +104,7 @@ def test_real_label_maps(data_dir, tmp_path, run_command):
     same = labels / "mr01.nii.gz"
     done = run_command("evaluate", same, same, "-o", "out", "--no-report", "--label-names", *names)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["mean"] == {
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))["mean"] == {
         "dsc": 1, "nsd": 1, "hd95_mm": 0, "asd_mm": 0,
     }  # fmt: skip
     done = run_command("evaluate", labels / "mr02.nii.gz", labels / "mr01.nii.gz", "-o", "out")

@@ -170,7 +170,7 @@ def test_json_has_no_nan(folders, tmp_path):
     def refuse(word: str):
         raise AssertionError(word)
 
-    text = (tmp_path / "out" / "evaluation.json").read_text()
+    text = (tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=refuse) == content
     assert row(content, "all cases", "pancreas")["dsc_mean"] is None
 
@@ -519,7 +519,7 @@ def test_a_full_disk_leaves_the_earlier_results_as_they_were(tmp_path: Path) -> 
         (folder / "cases.csv").write_text("new")
         raise OSError(28, "No space left on device")
     assert [path.name for path in output.iterdir()] == ["cases.csv"]
-    assert (output / "cases.csv").read_text() == "of an earlier run"
+    assert (output / "cases.csv").read_text(encoding="utf-8") == "of an earlier run"
     with all_or_none(output) as folder:
         (folder / "cases.csv").write_text("new")
-    assert [(path.name, path.read_text()) for path in output.iterdir()] == [("cases.csv", "new")]
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in output.iterdir()] == [("cases.csv", "new")]

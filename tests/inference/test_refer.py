@@ -74,7 +74,7 @@ def test_each_target_gets_a_segmentation_on_its_own_grid(folders, subject, tmp_p
         assert result.shape == source.shape
         np.testing.assert_allclose(result.affine, source.affine, atol=1e-6)
         assert set(np.unique(result.dataobj)) <= {0, *ORGANS.values()}
-    report = json.loads((subject["output"] / "refer.json").read_text())
+    report = json.loads((subject["output"] / "refer.json").read_text(encoding="utf-8"))
     assert [r["matching"] for r in report["results"]] == ["position", "position"]
     assert not report["failed"]
     assert (subject["output"] / "overlays/T2.png").read_bytes().startswith(b"\x89PNG")
@@ -87,19 +87,19 @@ def test_organs_are_only_looked_for_between_their_scribbles(folders, subject) ->
     assert found[ORGANS["liver"]] <= {1, 2, 3, 4}
     assert found[ORGANS["right_kidney"]] <= {2}
     assert found[ORGANS["left_kidney"]] == set(), "an organ without a scribble comes out empty"
-    report = json.loads((subject["output"] / "refer.json").read_text())
+    report = json.loads((subject["output"] / "refer.json").read_text(encoding="utf-8"))
     assert report["results"][0]["slices"] == {"liver": 4, "right_kidney": 1, "left_kidney": 0}
 
 
 def test_reach_looks_further(folders, subject) -> None:
     assert refer(folders[2], subject, "--no-overlays", "--reach", "3") == 0
-    report = json.loads((subject["output"] / "refer.json").read_text())
+    report = json.loads((subject["output"] / "refer.json").read_text(encoding="utf-8"))
     assert report["results"][0]["slices"] == {"liver": 6, "right_kidney": 3, "left_kidney": 0}
 
 
 def test_volumes(folders, subject) -> None:
     assert refer(folders[3], subject, "--no-overlays") == 0
-    report = json.loads((subject["output"] / "refer.json").read_text())
+    report = json.loads((subject["output"] / "refer.json").read_text(encoding="utf-8"))
     assert report["results"][0]["matching"] == "volume"
     assert report["results"][0]["millilitres"]["left_kidney"] == 0
 
@@ -139,7 +139,7 @@ def test_many_subjects_go_on_after_a_bad_one(folders, subject, tmp_path: Path, c
     assert main(command) == 1
     assert (tmp_path / "out/a/T2.nii.gz").exists() and (tmp_path / "out/c/T2.nii.gz").exists()
     assert not (tmp_path / "out/b/T2.nii.gz").exists()
-    report = json.loads((tmp_path / "out/refer.json").read_text())
+    report = json.loads((tmp_path / "out/refer.json").read_text(encoding="utf-8"))
     assert [f["subject"] for f in report["failed"]] == ["b"]
     assert "2 segmented, 0 kept from before, 1 failed" in capsys.readouterr().out
 
@@ -161,6 +161,8 @@ FAULTS = pytest.mark.parametrize(
         ("truncated", 4, r"ends early"),
     ],
 )
+
+
 def test_no_result_takes_the_place_of_an_image(folders, subject, capsys) -> None:
     before = subject["target"].read_bytes()
     subject["output"] = subject["target"].parent

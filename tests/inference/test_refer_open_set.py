@@ -18,6 +18,8 @@ from nnunet_multimodal.inference.model import load_referring_model
 from nnunet_multimodal.inference.referring import ReferringPredictor
 
 NAME = "nnUNetTrainerCrossMR_openSet"
+
+
 def scribbles() -> np.ndarray:
     """Liver on slices 1 and 4, something called 9 on slice 2, 200 on slice 3."""
     drawn = np.zeros(SHAPE, np.uint8)
@@ -60,7 +62,7 @@ def refer(model: Path, subject: dict[str, Path], *more: str) -> int:
 
 
 def report(subject: dict[str, Path]) -> dict:
-    return json.loads((subject["output"] / "refer.json").read_text())
+    return json.loads((subject["output"] / "refer.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

@@ -133,9 +133,7 @@ def test_a_layer_equals_a_loop_over_its_queries(tokens_first: bool) -> None:
         for b, k, i in np.ndindex(2, 2, 3):
             image = layer.target_norm(target[b])
             query = layer.cross_norm(state[b, k, i]) + position[i]
-            moved[b, k, i] = slow_attention(
-                layer.cross_attention, query, image + target_position, image, seen[b, k, i]
-            )
+            moved[b, k, i] = slow_attention(layer.cross_attention, query, image + target_position, image, seen[b, k, i])
         return state + moved
 
     with torch.no_grad():

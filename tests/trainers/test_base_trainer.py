@@ -101,7 +101,7 @@ def check_a_trainer(name: str, ndim: int) -> None:
     assert validated["tp_hard"].shape == (2,) and (validated["tp_hard"] + validated["fn_hard"]).sum() > 0
 
     # the predictor knows plans.json, dataset.json and the checkpoint
-    plans = PlansManager(json.loads(Path(trainer.output_folder_base, "plans.json").read_text()))
+    plans = PlansManager(json.loads(Path(trainer.output_folder_base, "plans.json").read_text(encoding="utf-8")))
     configuration = plans.get_configuration(configuration_name(ndim))
     builder = type(trainer).build_network_architecture
     assert "plans_manager" in inspect.signature(builder).parameters

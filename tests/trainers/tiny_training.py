@@ -153,4 +153,4 @@ def make_trainer(
 
 
 def log_of(trainer: MultimodalTrainer) -> str:
-    return Path(trainer.log_file).read_text()
+    return Path(trainer.log_file).read_text(encoding="utf-8")

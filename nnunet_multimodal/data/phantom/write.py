@@ -130,7 +130,10 @@ def _describe(output: Path, options: PhantomOptions, subjects: set[str]) -> None
         "labels": {"background": 0, **options.labels},
         "axes": "voxels x, y, z to the patient's right, front, head (RAS+), mm",
     }
-    _write_whole(output / "phantom.json", lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
+    _write_whole(
+        output / "phantom.json",
+        lambda path: path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8"),
+    )
 
 
 def json_options(options: PhantomOptions) -> dict[str, Any]:

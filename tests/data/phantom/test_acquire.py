@@ -69,9 +69,7 @@ def test_noise_in_air_is_rician():
     anatomy = layered()
     anatomy.tissue[:, :15] = CODE["air"]
     contrast = Contrast("spin_echo", tr=2000, te=20, snr=20)
-    image, _, _ = acquire(
-        anatomy, contrast, STILL, TISSUES, (56, 56, 56), (1, 1, 1), np.random.default_rng(1), 1.0
-    )
+    image, _, _ = acquire(anatomy, contrast, STILL, TISSUES, (56, 56, 56), (1, 1, 1), np.random.default_rng(1), 1.0)
     air = image[:, :24].astype(float)
     assert air.min() >= 0
     assert air.mean() / air.std() == pytest.approx(np.sqrt(np.pi / 2) / np.sqrt(2 - np.pi / 2), rel=0.03)  # Rayleigh

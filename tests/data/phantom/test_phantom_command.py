@@ -32,7 +32,7 @@ def test_files_labels_and_description(tmp_path: Path, run_command):
     assert sorted(digests(out)) == [
         f"{kind}/{contrast}/phantom_000.nii.gz" for kind in ("images", "labels") for contrast in ("CT", "T1w")
     ]
-    description = json.loads((out / "phantom.json").read_text())
+    description = json.loads((out / "phantom.json").read_text(encoding="utf-8"))
     assert description["subjects"] == ["phantom_000"]
     assert description["labels"]["spleen"] == 4 and description["labels"]["aorta"] == 5
     image = nib.load(out / "images/T1w/phantom_000.nii.gz")
@@ -63,7 +63,10 @@ def test_goes_on_and_keeps_what_is_there(tmp_path: Path, run_command):
     done = run_command("phantom", "a", "--subjects", 2, "--contrasts", "T1w", *COARSE)
     assert done.returncode == 0
     assert first.stat().st_mtime_ns == stamp
-    assert json.loads((tmp_path / "a/phantom.json").read_text())["subjects"] == ["phantom_000", "phantom_001"]
+    assert json.loads((tmp_path / "a/phantom.json").read_text(encoding="utf-8"))["subjects"] == [
+        "phantom_000",
+        "phantom_001",
+    ]
     other = run_command("phantom", "a", "--subjects", 2, "--contrasts", "T1w", "--noise", "0", *COARSE)
     assert other.returncode == 2
     assert "noise 1.0" in other.stderr and "another folder" in other.stderr
@@ -100,7 +103,7 @@ def test_a_killed_process_is_told_and_not_waited_for(tmp_path: Path, monkeypatch
     monkeypatch.setattr(write, "_write_subject", die)
     with pytest.raises(EnvironmentProblem, match="memory ran out"):
         list(write.write_phantom(tmp_path / "out", 2, options, processes=2))
-    assert json.loads((tmp_path / "out/phantom.json").read_text())["subjects"] == []
+    assert json.loads((tmp_path / "out/phantom.json").read_text(encoding="utf-8"))["subjects"] == []
 
 
 def die(job: tuple) -> str:
