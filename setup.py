@@ -21,6 +21,8 @@ setup(
         "numpy",
         "scipy",
         "nibabel",
+        "scikit-learn",  # splits stratified by modality, patients kept together
+        "safetensors",
         "scikit-image",  # pieces of an image found without labels (data/structures.py)
         "matplotlib",
         "monai>=1.4",  # areas of surface pieces in nnunet_multimodal evaluate --surface area
@@ -28,7 +30,9 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "mypy"],
+        # text encoders for nnunet_multimodal embed; transformers is BiomedCLIP's tokenizer and text tower
+        "text": ["open_clip_torch>=3.0,<4", "transformers"],
+        "test": ["pytest", "hypothesis", "ruff", "mypy", "open_clip_torch>=3.0,<4"],
     },
     entry_points={"console_scripts": ["nnunet_multimodal = nnunet_multimodal.cli:main"]},
     classifiers=[
