@@ -3,6 +3,9 @@
 from nnunet_multimodal.networks.crossmr import CrossMRNetwork, Prompt, ReferringOutput
 from nnunet_multimodal.networks.memory import Memory
 from nnunet_multimodal.networks.open_set import OpenSetNetwork, OpenSetOutput
+from nnunet_multimodal.networks.text_conditioned import TextConditionedNetwork, TextOutput
+from nnunet_multimodal.networks.text_swin import TextSwinUNETR
+from nnunet_multimodal.networks.text_unet import TextUNet
 from nnunet_multimodal.networks.unet import PromptedUNet, binary_prompts, decoder_features
 
 __all__ = [
@@ -13,6 +16,10 @@ __all__ = [
     "Prompt",
     "PromptedUNet",
     "ReferringOutput",
+    "TextConditionedNetwork",
+    "TextOutput",
+    "TextSwinUNETR",
+    "TextUNet",
     "binary_prompts",
     "decoder_features",
 ]

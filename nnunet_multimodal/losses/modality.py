@@ -1,0 +1,29 @@
+"""Segmentation loss + telling the modality."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ModalityLoss(nn.Module):
+    """L = L_seg + weight * cross-entropy(modality head, told modality), the weight 0.01 of Hermes' modality head.
+
+    Args:
+        segmentation: nnU-Net's loss, with or without deep supervision.
+        weight: of the cross-entropy.
+    """
+
+    def __init__(self, segmentation: nn.Module, weight: float = 0.01) -> None:
+        super().__init__()
+        self.segmentation, self.weight = segmentation, weight
+
+    def forward(self, output: Any, target: Tensor | list[Tensor]) -> Tensor:
+        """output: of a ``TextConditionedNetwork``, a ``TextOutput`` in training, logits in validation; target: labels."""
+        if not hasattr(output, "modality_logits"):
+            loss: Tensor = self.segmentation(output, target)
+            return loss
+        told = F.cross_entropy(output.modality_logits.float(), output.modality)
+        return self.segmentation(output.segmentation, target) + self.weight * told

@@ -1,0 +1,111 @@
+"""A segmentation network that is told, or finds out, which modality an image is of (MulModSeg)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_multimodal.networks.dynamic_head import DynamicHead
+
+LIMIT = 1000.0  # of logits at prediction: nnU-Net sums them in half precision (design.md, contract 9)
+
+
+class TextOutput(NamedTuple):
+    """What the network gives in training.
+
+    Attributes:
+        segmentation: logits [B, C, ...], or a list of them with deep supervision, finest first.
+        modality_logits: [B, M].
+        modality: [B] long, the modality that was told.
+    """
+
+    segmentation: Tensor | list[Tensor]
+    modality_logits: Tensor
+    modality: Tensor
+
+
+class TextConditionedNetwork(nn.Module):
+    """Backbone + dynamic head driven by frozen text embeddings of modality x class.
+
+    In training ``tell`` must have said of which modality each image is. At prediction nobody has to: a small head on the
+    pooled encoder feature tells, image by image (contract 3; after Hermes' modality head).
+
+    Subclasses bring the backbone and its ``features``. In eval mode ``forward`` gives logits [B, C, ...] within +-1000
+    (a list with deep supervision), in train mode a ``TextOutput``.
+
+    Args:
+        bottleneck: channels of the coarsest feature.
+        scales: channels of the features from which logits are made, finest first.
+        ndim: 2 or 3.
+        modalities: their names, in the order of the embeddings' rows.
+        classes: C, background included where the labels have one.
+        text: E, length of an embedding.
+
+    Attributes:
+        text_embeddings: buffer [M, C, E], frozen; filled by the trainer, at prediction by the checkpoint.
+        modality_logits: [B, M] of the last forward, without gradient; None before.
+        deep_supervision: whether logits of all scales are returned.
+    """
+
+    text_embeddings: Tensor
+
+    def __init__(
+        self,
+        bottleneck: int,
+        scales: list[int],
+        ndim: int,
+        modalities: tuple[str, ...],
+        classes: int,
+        text: int,
+        deep_supervision: bool,
+    ) -> None:
+        super().__init__()
+        self.modalities = modalities
+        self.deep_supervision = deep_supervision
+        self.register_buffer("text_embeddings", torch.zeros(len(modalities), classes, text))
+        self.head = DynamicHead(bottleneck, scales, text, ndim)
+        self.modality_head = nn.Linear(self.head.controller.in_features // 2, len(modalities))
+        # Plain attributes: a buffer would be overwritten by each fold's weights, and by rank 0 in distributed training.
+        self.told: Tensor | None = None
+        self.modality_logits: Tensor | None = None
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """image [B, 1, ...] -> features of each output scale, finest first, then the bottleneck."""
+        raise NotImplementedError
+
+    def tell(self, modality: Tensor | int | None) -> None:
+        """Say of which modality the next images are, until told otherwise.
+
+        Args:
+            modality: index into ``modalities``, one for all images or [B]; None lets the network find out.
+
+        Raises:
+            IndexError: there is no such modality.
+        """
+        if modality is None:
+            self.told = None
+            return
+        ids = torch.as_tensor(modality, dtype=torch.long).reshape(-1)
+        if ids.device.type == "cpu" and (ids.min() < 0 or ids.max() >= len(self.modalities)):
+            raise IndexError(f"modality {ids.tolist()}: there are {len(self.modalities)}, {', '.join(self.modalities)}")
+        self.told = ids.to(self.text_embeddings.device, non_blocking=True)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor] | TextOutput:
+        """image: [B, 1, (Z,) Y, X]."""
+        *scales, bottleneck = self.features(image)
+        pooled = self.head.pool(bottleneck)
+        modality_logits = self.modality_head(pooled)
+        self.modality_logits = modality_logits.detach()
+        if self.told is not None:
+            modality = self.told.expand(image.shape[0])
+        else:
+            modality = modality_logits.argmax(1)
+        theta = self.head.parameters_of(pooled, self.text_embeddings[modality])
+        wanted = scales if self.deep_supervision else scales[:1]
+        logits = [self.head(feature, theta, scale) for scale, feature in enumerate(wanted)]
+        if not self.training:
+            logits = [each.clamp(-LIMIT, LIMIT) for each in logits]
+        segmentation = logits if self.deep_supervision else logits[0]
+        return TextOutput(segmentation, modality_logits, modality) if self.training else segmentation

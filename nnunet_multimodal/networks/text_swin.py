@@ -1,0 +1,57 @@
+"""MulModSeg on MONAI's SwinUNETR, the paper's second backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_multimodal.networks.text_conditioned import TextConditionedNetwork
+
+MULTIPLE = 32  # five halvings
+
+
+class TextSwinUNETR(TextConditionedNetwork):
+    """SwinUNETR under the text-conditioned head; without deep supervision, as in the paper's code.
+
+    Its input must be divisible by 32. nnU-Net's patches are not always: what is missing is padded with zeros, the mean of
+    a z-scored image, and cut off again.
+
+    Args:
+        ndim: 2 or 3.
+        feature_size: S2, 48 in the paper; the bottleneck has 16 times as many channels.
+        modalities, classes, text: see ``TextConditionedNetwork``.
+        channels: of the image.
+    """
+
+    def __init__(
+        self,
+        ndim: int,
+        modalities: tuple[str, ...],
+        classes: int,
+        text: int,
+        feature_size: int = 48,
+        channels: int = 1,
+    ) -> None:
+        from monai.networks.nets import SwinUNETR  # a second of import that the U-Net does not need
+
+        super().__init__(16 * feature_size, [feature_size], ndim, modalities, classes, text, deep_supervision=False)
+        backbone: Any = SwinUNETR(in_channels=channels, out_channels=1, feature_size=feature_size, spatial_dims=ndim)
+        self.backbone = backbone
+        self.backbone.out = nn.Identity()  # its own head; what comes out is the last decoder feature
+        self._bottleneck: Tensor | None = None
+        self.backbone.encoder10.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._bottleneck = output
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """image [B, 1, ...] -> last decoder feature at full resolution, bottleneck."""
+        shape = image.shape[2:]
+        missing = [-size % MULTIPLE for size in shape]
+        padding = [p for size in reversed(missing) for p in (0, size)]
+        finest = self.backbone(F.pad(image, padding) if any(missing) else image)
+        bottleneck, self._bottleneck = self._bottleneck, None
+        assert bottleneck is not None
+        return [finest[(..., *(slice(size) for size in shape))], bottleneck]
