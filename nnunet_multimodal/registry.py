@@ -78,6 +78,26 @@ _ENTRIES = (
         ),
     ),
     TrainerEntry(
+        name="nnUNetTrainerMulModSeg",
+        module="nnunet_multimodal.trainers.mulmodseg",
+        paper="MulModSeg (unpaired multi-modal segmentation with modality-conditioned text embedding and alternating training)",
+        dataset=(
+            "one image channel and a table of which case is of which modality; made with "
+            "`nnunet_multimodal convert mixed`, or `convert table` for a data set that you have"
+        ),
+        differs=(
+            "each class's last convolutions are computed from the image and a frozen text embedding of modality and "
+            "class; whole batches of one modality in turn. The network tells the modality itself, or is told by "
+            "`nnunet_multimodal predict`"
+        ),
+        ablations={
+            "noText": "The stock network without text, trained in alternation.",
+            "noALT": "Batches mix the modalities.",
+            "CTonly": "Trained on the CT cases of a mixed data set alone.",
+            "MRonly": "Trained on the MR cases of a mixed data set alone.",
+        },
+    ),
+    TrainerEntry(
         name="nnUNetTrainerScribble",
         module="nnunet_multimodal.trainers.scribble",
         paper=f"{_CROSSMR_PAPER}: its baseline nnUNet-Scribble",

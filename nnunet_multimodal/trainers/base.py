@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import isfile, join, load_json
+from batchgenerators.utilities.file_and_folder_operations import isfile, join, load_json, save_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
@@ -26,8 +26,10 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from nnunet_multimodal.data.modality import ModalityTable, has_table
 from nnunet_multimodal.data.prompts import PromptsToImage, PromptsToSegmentation
 from nnunet_multimodal.data.sides import sided_pairs
+from nnunet_multimodal.data.splits import stratified_splits
 from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
 from nnunet_multimodal.registry import TRAINERS
 from nnunet_multimodal.trainers.checkpoints import load_fitting, readable_checkpoint, starting_weights, write_whole
@@ -79,6 +81,7 @@ class MultimodalTrainer(nnUNetTrainer):
         self.settings = fill_settings(
             plans, configuration, self.settings_defaults, _all_settings(), self.fixed_settings
         )
+        self.complete_settings(dataset_json, plans["dataset_name"])
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = self.settings["initial_lr"]
         self.weight_decay = self.settings["weight_decay"]
@@ -90,6 +93,9 @@ class MultimodalTrainer(nnUNetTrainer):
         self.step = 0  # training steps done in this epoch
         self.bar: tqdm | None = None
         self.check_dataset()
+
+    def complete_settings(self, dataset_json: dict, dataset_name: str) -> None:
+        """Writes into ``self.settings`` what prediction must know of the data set; called before nnU-Net starts."""
 
     def check_dataset(self) -> None:
         """Raises DataProblem where the data set is not what the method needs; the default needs nothing."""
@@ -182,14 +188,25 @@ class MultimodalTrainer(nnUNetTrainer):
         return stock
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's folds, after a look whether splits_final.json still fits the cases (faults.md row 40)."""
+        """nnU-Net's folds; stratified where there is a modality table (contract 1), checked where there is a file.
+
+        An existing splits_final.json is used as it is, if it still fits the cases (faults.md row 40).
+        """
         splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
-        if self.fold != "all" and isfile(splits_file):
+        if self.fold != "all":
             dataset = infer_dataset_class(self.preprocessed_dataset_folder)
             present = set(dataset.get_identifiers(self.preprocessed_dataset_folder))
-            warning = check_splits(load_json(splits_file), present, splits_file)
-            if warning:
-                self.print_to_log_file(warning)
+            if isfile(splits_file):
+                warning = check_splits(load_json(splits_file), present, splits_file)
+                if warning:
+                    self.print_to_log_file(warning)
+            elif has_table(self.dataset_json):
+                where = join(self.preprocessed_dataset_folder_base, "dataset.json")
+                table = ModalityTable.from_dataset_json(self.dataset_json, where)
+                table.require(present, where)
+                splits = stratified_splits(sorted(present), table)
+                write_whole(Path(splits_file), lambda path: save_json(splits, path))
+                self.print_to_log_file(f"new splits, stratified by modality: {splits_file}")
         return super().do_split()
 
     # --- one step and one epoch --------------------------------------------------------------------------------------

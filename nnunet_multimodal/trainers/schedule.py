@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -47,6 +49,18 @@ class WarmupPoly:
 
     def _set(self, count: int) -> None:
         progress = min(1.0, count / max(1, self.epochs * self.iterations))
-        rate = self.initial_lr * (1 - progress) ** self.exponent * min(1.0, (count + 1) / max(1, self.warmup))
+        rate = self.initial_lr * self.decay(progress) * min(1.0, (count + 1) / max(1, self.warmup))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def decay(self, progress: float) -> float:
+        """Share of the peak rate after this share of the training."""
+        return (1 - progress) ** self.exponent
+
+
+class WarmupCosine(WarmupPoly):
+    """The same with half a cosine instead, which is MulModSeg's."""
+
+    def decay(self, progress: float) -> float:
+        """(1 + cos(pi progress)) / 2."""
+        return (1 + math.cos(math.pi * progress)) / 2

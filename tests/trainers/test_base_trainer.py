@@ -70,7 +70,10 @@ def test_every_trainer_trains_validates_and_is_built_again_by_the_predictor(name
     check_a_trainer(name + length, 2)
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainerCrossMR", "nnUNetTrainerContrastAug", "nnUNetTrainerScribble"])
+@pytest.mark.parametrize(
+    "name",
+    ["nnUNetTrainerCrossMR", "nnUNetTrainerContrastAug", "nnUNetTrainerScribble", "nnUNetTrainerMulModSeg"],
+)
 def test_in_3d(name: str) -> None:
     check_a_trainer(name, 3)
 
@@ -114,6 +117,8 @@ def check_a_trainer(name: str, ndim: int) -> None:
     )
     network.load_state_dict(trainer.network.state_dict(), strict=True)
     trainer.set_deep_supervision_enabled(False)
+    if hasattr(trainer.bare_network(), "tell"):
+        trainer.bare_network().tell(None)  # nobody says of which modality a new case is
     with torch.no_grad():
         expected = trainer.bare_network().eval()(batch["data"])
         found = network.eval()(batch["data"])

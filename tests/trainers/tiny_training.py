@@ -17,6 +17,10 @@ from nnunet_multimodal.trainers.base import MultimodalTrainer
 DATASET = "Dataset601_Tiny"
 ORGANS = {"liver": 1, "spleen": 2}
 CASES = ("case_a", "case_b", "case_c", "case_d", "case_e")
+TABLE = {
+    "modalities": ["CT", "MR"],
+    "case_modality": {case: ("CT", "MR")[number % 2] for number, case in enumerate(CASES)},
+}
 SMALL = {
     "num_iterations_per_epoch": 2,
     "num_val_iterations_per_epoch": 1,
@@ -38,7 +42,7 @@ def channel_names(trainer: str, organs: int) -> list[str]:
     """What the data set of this trainer has for channels."""
     if trainer.startswith("nnUNetTrainerCrossMR"):
         return ["target", "reference", *["noNorm"] * organs]
-    return ["MR", *["noNorm"] * organs] if trainer.startswith("nnUNetTrainerScribble") else ["MR"]
+    return ["MR", *["noNorm"] * organs] if trainer.startswith("nnUNetTrainerScribble") else ["CT_or_MR"]
 
 
 def tiny_dataset(trainer: str, organs: dict[str, int] = ORGANS, ignore: bool = False) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def tiny_dataset(trainer: str, organs: dict[str, int] = ORGANS, ignore: bool = F
         "labels": labels,
         "numTraining": len(CASES),
         "file_ending": ".nii.gz",
+        **({"nnunet_multimodal": TABLE} if trainer.startswith("nnUNetTrainerMulModSeg") else {}),
     }
 
 
