@@ -46,10 +46,34 @@ def finish(args: argparse.Namespace, cases: Mapping[str, WriteCase], label_names
     """
     if not cases:
         raise DataProblem(f"No case found in {args.root}. Expected the folders that this script's --help shows.")
-    _claim_output(args)
-    images, labels = args.output / "images", args.output / "labels"
-    failed = []
-    for case, write in tqdm(cases.items(), desc=f"reading {args.root.name}", unit="case", disable=None):
+    everywhere = {"output", "dataset_id", "name", "overwrite"}
+    settings = {key: value for key, value in vars(args).items() if key not in everywhere}
+    failed = write_cases(args.output, cases, settings, args.root.name)
+    if len(failed) == len(cases):
+        return DataProblem.exit_code
+    if args.dataset_id is not None:
+        code = _convert(args, args.output / "images", args.output / "labels", label_names)
+        if code:
+            return code
+    return 1 if failed else 0
+
+
+def write_cases(output: Path, cases: Mapping[str, WriteCase], settings: Mapping[str, object], source: str) -> set[str]:
+    """Fill ``output/images`` and ``output/labels`` with the cases that are not there yet.
+
+    Args:
+        output: gets the two folders, and source.json with the settings.
+        cases: what to write.
+        settings: what the files depend on; a folder made with others is refused.
+        source: name of the data set, for the progress bar.
+
+    Returns:
+        The cases that could not be read; each is reported, and nothing of it is left.
+    """
+    _claim_output(output, settings)
+    images, labels = output / "images", output / "labels"
+    failed = {}
+    for case, write in tqdm(cases.items(), desc=f"reading {source}", unit="case", disable=None):
         image, label = images / f"{case}{FILE_ENDING}", labels / f"{case}{FILE_ENDING}"
         if image.exists() and label.exists():
             continue
@@ -59,33 +83,26 @@ def finish(args: argparse.Namespace, cases: Mapping[str, WriteCase], label_names
         try:
             write(image, label)
         except DataProblem as problem:
-            failed.append(f"{case}: {problem}")
+            failed[case] = str(problem)
             image.unlink(missing_ok=True)
-    for problem_text in failed:
-        print(f"failed: {problem_text}", file=sys.stderr)
-    print(f"{len(cases) - len(failed)} of {len(cases)} cases in {args.output}")
-    if len(failed) == len(cases):
-        return DataProblem.exit_code
-    if args.dataset_id is not None:
-        code = _convert(args, images, labels, label_names)
-        if code:
-            return code
-    return 1 if failed else 0
+    for case, problem_text in failed.items():
+        print(f"failed: {case}: {problem_text}", file=sys.stderr)
+    print(f"{len(cases) - len(failed)} of {len(cases)} cases in {output}")
+    return set(failed)
 
 
-def _claim_output(args: argparse.Namespace) -> None:
+def _claim_output(output: Path, settings: Mapping[str, object]) -> None:
     """Going on in a folder is right only for the same settings: two contrasts of a patient have the same case id."""
-    everywhere = {"output", "dataset_id", "name", "overwrite"}
-    settings = {key: str(value) for key, value in sorted(vars(args).items()) if key not in everywhere}
-    record = args.output / "source.json"
+    content = {key: str(value) for key, value in sorted(settings.items())}
+    record = output / "source.json"
     if record.exists():
-        if json.loads(record.read_text(encoding="utf-8")) != settings:
-            raise UsageError(f"{args.output} was made with other settings ({record.name}). Take another folder.")
+        if json.loads(record.read_text(encoding="utf-8")) != content:
+            raise UsageError(f"{output} was made with other settings ({record.name}). Take another folder.")
         return
-    if args.output.exists() and any(args.output.iterdir()):
-        raise UsageError(f"{args.output} is not empty. Take another folder.")
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_json(record, settings)
+    if output.exists() and any(output.iterdir()):
+        raise UsageError(f"{output} is not empty. Take another folder.")
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(record, content)
 
 
 def _convert(args: argparse.Namespace, images: Path, labels: Path, label_names: Mapping[str, int]) -> int:
