@@ -21,7 +21,6 @@ setup(
         "numpy",
         "scipy",
         "nibabel",
-        "scikit-learn",  # splits stratified by modality, patients kept together
         "safetensors",
         "scikit-image",  # pieces of an image found without labels (data/structures.py)
         "matplotlib",

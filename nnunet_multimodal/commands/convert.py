@@ -6,8 +6,10 @@ import argparse
 import json
 import math
 import os
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from nnunet_multimodal.environment import find_raw_dataset, require_nnunet_path
@@ -19,6 +21,8 @@ Make what a trainer needs out of folders of NIfTI images and labels of the same 
 crossmr    target, reference and a scribble per organ, for nnUNetTrainerCrossMR
 scribble   the image and a scribble per organ, for nnUNetTrainerScribble
 plain      the image alone, for nnUNetTrainer and nnUNetTrainerContrastAug
+mixed      images of several modalities with common labels, for nnUNetTrainerMulModSeg
+table      which case is CT and which MR, added to a data set that exists, for nnUNetTrainerMulModSeg
 channels   a scribbled reference on the grid of new images, as input of nnUNetv2_predict
 
 All input is checked before anything is written. A data set appears in nnUNet_raw whole or not at all; images that
@@ -42,13 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for kind, (what, _, _) in _DATASETS.items():
         subparser = _add_kind(kinds, kind, what)
         _add_dataset_arguments(subparser, kind)
+    for kind, module in _modules().items():
+        module.add_arguments(_add_kind(kinds, kind, module.WHAT, module.DESCRIPTION, module.EXAMPLE))
     channels = _add_kind(kinds, "channels", "bring a scribbled reference onto the grid of new images")
     _add_channel_arguments(channels)
 
 
-def _add_kind(kinds: Any, name: str, what: str) -> argparse.ArgumentParser:
+def _modules() -> dict[str, ModuleType]:
+    """The kinds with a module of their own; they use what is here, so they are imported late."""
+    from nnunet_multimodal.commands import convert_mixed, convert_table
+
+    return {"mixed": convert_mixed, "table": convert_table}
+
+
+def _add_kind(kinds: Any, name: str, what: str, description: str = "", example: str = "") -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = kinds.add_parser(
-        name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False
+        name,
+        help=what,
+        description=description or f"{what[0].upper()}{what[1:]}.",
+        epilog="example:\n" + textwrap.indent(example, "  ") if example else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -69,10 +87,14 @@ def _add_dataset_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     if kind != "crossmr":
         out.add_argument(
             "--channel-name",
-            default="MR",
+            default="MR" if kind == "scribble" else None,
             metavar="NAME",
-            help="of the image; 'CT' makes nnU-Net clip to the CT window (default: %(default)s)",
+            help="of the image; 'CT' makes nnU-Net clip to the CT window (default: MR, or --modality if given)"
+            if kind == "plain"
+            else "of the image; 'CT' makes nnU-Net clip to the CT window (default: %(default)s)",
         )
+    if kind == "plain":
+        out.add_argument("--modality", metavar="NAME", help="of all images, for the modality table, e.g. CT")
     if kind != "plain":
         drawn = parser.add_argument_group("scribbles")
         drawn.add_argument("--seed", type=natural_number, default=0, help="of the simulation (default: %(default)s)")
@@ -124,6 +146,10 @@ def _add_repairs(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    module = _modules().get(args.kind)
+    if module is not None:
+        code: int = module.run(args)
+        return code
     return _run_channels(args) if args.kind == "channels" else _run_dataset(args)
 
 
@@ -132,7 +158,9 @@ def _run_dataset(args: argparse.Namespace) -> int:
     from nnunet_multimodal.conversion import crossmr
 
     convert: Callable[..., Path] = getattr(crossmr, f"convert_{args.kind}")
-    options = {name: getattr(args, name) for name in ("seed", "every", "channel_name") if hasattr(args, name)}
+    options = {
+        name: getattr(args, name) for name in ("seed", "every", "channel_name", "modality") if hasattr(args, name)
+    }
     folder = convert(
         args.images,
         args.labels,

@@ -9,7 +9,6 @@ plain     the image alone, for the baselines.
 from __future__ import annotations
 
 import functools
-import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,23 +19,15 @@ from tqdm import tqdm
 
 from nnunet_multimodal import __version__
 from nnunet_multimodal.conversion import dataset
-from nnunet_multimodal.conversion.dataset import FILE_ENDING, CaseFiles, Repairs
-from nnunet_multimodal.conversion.images import (
-    Volume,
-    check_label_values,
-    check_not_constant,
-    compare_geometry,
-    read_labels,
-    read_volume,
-    write_like,
-)
+from nnunet_multimodal.conversion.cases import CheckedCase, check_case, note_what_is_absent, read_case
+from nnunet_multimodal.conversion.dataset import FILE_ENDING, Repairs
+from nnunet_multimodal.conversion.images import Volume, write_like
+from nnunet_multimodal.data.modality import ModalityTable
 from nnunet_multimodal.data.scribbles import scribble_scale, simulate_label_scribbles
 from nnunet_multimodal.environment import require_nnunet_path
 from nnunet_multimodal.errors import UsageError
 
 SCRIBBLE_CHANNEL = "noNorm"  # the name is the normalisation: a scribble must stay 0 and 1
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,20 +98,19 @@ def convert_plain(
     label_names: Mapping[str, int] | None = None,
     repairs: Repairs = Repairs(),  # noqa: B008
     overwrite: bool = False,
-    channel_name: str = "MR",
+    channel_name: str | None = None,
+    modality: str | None = None,
 ) -> Path:
-    """Make a data set of the image alone; arguments as in convert_crossmr."""
-    layout = Layout("plain", (channel_name,), scribbles=False)
-    return _convert(layout, images, labels, dataset_id, name, label_names, 0, 1, repairs, overwrite)
+    """Make a data set of the image alone; arguments as in convert_crossmr.
 
-
-@dataclass(frozen=True)
-class _Checked:
-    """A case that can be converted."""
-
-    files: CaseFiles
-    ids: frozenset[int]  # labels in it, background too
-    needs_writing: bool  # something was repaired, or has to be compressed
+    With a ``modality``, a table that says that all cases are of it is written, and the channel is called so too unless
+    it has a ``channel_name``.
+    """
+    channel = channel_name or modality or "MR"
+    if modality is not None and channel.casefold() == "ct" != modality.casefold():
+        raise UsageError(f"A channel named {channel!r} turns on CT clipping, for images that are {modality}.")
+    layout = Layout("plain", (channel,), scribbles=False)
+    return _convert(layout, images, labels, dataset_id, name, label_names, 0, 1, repairs, overwrite, modality)
 
 
 def _convert(
@@ -134,6 +124,7 @@ def _convert(
     every: int,
     repairs: Repairs,
     overwrite: bool,
+    modality: str | None = None,
 ) -> Path:
     if every < 1:
         raise UsageError(f"--every counts slices and must be at least 1, found {every}.")
@@ -142,13 +133,13 @@ def _convert(
     declared = None if label_names is None else dataset.declared_labels(label_names)
     allowed = None if declared is None else frozenset(declared.values())
     cases = dataset.find_cases(images, labels)
-    check = functools.partial(_check_case, allowed=allowed, repairs=repairs)
+    check = functools.partial(check_case, allowed=allowed, repairs=repairs)
     checked = dataset.check_all(cases, check, "cases")
     found = frozenset().union(*(case.ids for case in checked))
     if declared is None:
         declared = dataset.declared_labels({f"class_{value}": value for value in sorted(found - {0})})
     organs = dataset.organs_of(declared)
-    _note_what_is_absent(organs, checked)
+    note_what_is_absent(organs, checked)
 
     channels = [*layout.images, *([SCRIBBLE_CHANNEL] * len(organs) if layout.scribbles else [])]
     source = {
@@ -158,47 +149,24 @@ def _convert(
         **dataset.describe_repairs(repairs),
         "nnunet_multimodal": __version__,
     }
+    own = {}
+    if modality is not None:
+        own = ModalityTable((modality,), {case.files.case: modality for case in checked}).section()
     with dataset.new_dataset(raw, dataset_id, name, overwrite) as folder:
         for case in tqdm(checked, desc=f"writing {final.name}", unit="case", disable=None):
             _write_case(folder, case, layout, [*organs.values()], seed, every, repairs)
-        dataset.write_dataset_json(folder, layout.name, channels, declared, len(checked), source)
+        dataset.write_dataset_json(folder, layout.name, channels, declared, len(checked), source, own)
     return final
 
 
-def _check_case(files: CaseFiles, allowed: frozenset[int] | None, repairs: Repairs) -> _Checked:
-    image, label = _read_case(files, repairs)
-    check_not_constant(image)
-    ids = np.unique(label.data)
-    if allowed is None:
-        allowed = _plausible(ids)
-    check_label_values(label, set(allowed))
-    compressed = all(path.name.endswith(FILE_ENDING) for path in (files.image, files.label))
-    needs_writing = bool(image.changes or label.changes or not compressed)
-    return _Checked(files, frozenset(int(value) for value in ids), needs_writing)
-
-
-def _plausible(ids: np.ndarray) -> frozenset[int]:
-    """What may be a label where none is declared: whole numbers from 0 on, but not the 255 of a 0/255 mask."""
-    whole = {int(value) for value in ids if value >= 0 and value == np.rint(value)} | {0}
-    return frozenset(whole - {255} if whole == {0, 255} else whole)
-
-
-def _read_case(files: CaseFiles, repairs: Repairs) -> tuple[Volume, Volume]:
-    """Image and label on one grid, with the repairs that were allowed."""
-    image = read_volume(files.image, repairs.nan_to, repairs.reorthonormalize)
-    label = read_labels(files.label, repairs.reorthonormalize)
-    label = compare_geometry(image, label, "label", repairs.allow_affine_mismatch, repairs.fix_header)
-    return image, label
-
-
 def _write_case(
-    folder: Path, checked: _Checked, layout: Layout, organs: Sequence[int], seed: int, every: int, repairs: Repairs
+    folder: Path, checked: CheckedCase, layout: Layout, organs: Sequence[int], seed: int, every: int, repairs: Repairs
 ) -> None:
     """The image for each image channel, the label, and a scribble channel per organ."""
     files = checked.files
     image, label = None, None
     if checked.needs_writing or layout.scribbles:
-        image, label = _read_case(files, repairs)
+        image, label = read_case(files, repairs)
 
     def channel(index: int) -> Path:
         return folder / "imagesTr" / f"{files.case}_{index:04d}{FILE_ENDING}"
@@ -225,13 +193,3 @@ def draw_scribbles(label: Volume, organs: Sequence[int], seed: int, case: str, e
     in_plane = tuple(size for other, size in enumerate(label.data.shape) if other != axis)
     rng = np.random.default_rng([seed, zlib.crc32(case.encode())])
     return simulate_label_scribbles(label.data, organs, rng, scribble_scale(in_plane), every, axis)
-
-
-def _note_what_is_absent(organs: Mapping[str, int], checked: Sequence[_Checked]) -> None:
-    """Legal but rarely meant: an organ that no case has, a case that has no organ."""
-    for name, value in organs.items():
-        if not any(value in case.ids for case in checked):
-            log.warning("note: no case has %s (%d).", name, value)
-    empty = [case.files.case for case in checked if not case.ids & set(organs.values())]
-    if empty:
-        log.warning("note: %d cases have no labelled voxel: %s", len(empty), dataset.first_names(empty))

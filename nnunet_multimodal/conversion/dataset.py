@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from nnunet_multimodal.conversion.images import SUFFIXES, Volume, split_suffix, write_like, written_whole
+from nnunet_multimodal.data.modality import SECTION
 from nnunet_multimodal.errors import DataProblem, UsageError
 
 FILE_ENDING = ".nii.gz"
@@ -310,8 +311,9 @@ def write_dataset_json(
     labels: Mapping[str, int],
     cases: int,
     source: Mapping[str, Any],
+    own: Mapping[str, Any] | None = None,
 ) -> None:
-    """dataset.json with what nnU-Net needs, and under ``nnunet_multimodal`` what our trainers need.
+    """dataset.json with what nnU-Net needs, and under ``nnunet_multimodal`` what our trainers need (``own`` too).
 
     There is no key ``modality``: nnU-Net would take it for the channels.
     """
@@ -322,7 +324,7 @@ def write_dataset_json(
         "file_ending": FILE_ENDING,
         # The readers of nnU-Net that do not reorient would mix left and right between storage orders.
         "overwrite_image_reader_writer": "NibabelIOWithReorient",
-        "nnunet_multimodal": {"layout": layout, "source": dict(source)},
+        SECTION: {"layout": layout, **(own or {}), "source": dict(source)},
     }
     write_json(folder / "dataset.json", content)
 

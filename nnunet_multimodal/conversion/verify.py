@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from nnunet_multimodal.conversion.images import (
     read_labels,
     read_volume,
 )
+from nnunet_multimodal.data.modality import SECTION, ModalityTable, has_table
+from nnunet_multimodal.data.splits import FILE_NAME, advise, folds_without, read_splits, stale_cases
 from nnunet_multimodal.errors import DataProblem
 
 REQUIRED = ("channel_names", "labels", "numTraining", "file_ending")
@@ -34,7 +36,7 @@ CT_NAMES = {"ct"}  # nnU-Net compares without case
 
 
 @dataclass
-class _Files:
+class RawFiles:
     """The files of one case by channel, and its label."""
 
     channels: dict[int, Path] = field(default_factory=dict)
@@ -47,7 +49,7 @@ def verify_raw_dataset(folder: Path) -> list[str]:
     Args:
         folder: the folder with dataset.json, imagesTr and labelsTr.
     """
-    content, problems = _load_json(folder)
+    content, problems = load_json(folder)
     if content is None:
         return problems
     problems += _check_keys(content)
@@ -58,10 +60,11 @@ def verify_raw_dataset(folder: Path) -> list[str]:
     ending = content["file_ending"]
     if ending not in SUFFIXES:
         return [*problems, f"file_ending is {ending!r}, expected .nii.gz or .nii; the images were not checked."]
-    cases, file_problems = _collect(folder, content, ending)
+    cases, file_problems = collect_cases(folder, content, ending)
     problems += file_problems
     whole, more = _check_completeness(folder, cases, len(content["channel_names"]), content["numTraining"])
     problems += more
+    problems += _check_table(content, folder, [case for case, files in cases.items() if files.channels])
     # nibabel reads sheared directions, ITK does not
     sheared_is_read = str(content.get("overwrite_image_reader_writer", "")).startswith("NibabelIO")
     scribbles = {int(index) for index, name in content["channel_names"].items() if name == SCRIBBLE_CHANNEL}
@@ -73,7 +76,8 @@ def verify_raw_dataset(folder: Path) -> list[str]:
 # --- dataset.json ----------------------------------------------------------------------------------------------------
 
 
-def _load_json(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+def load_json(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """dataset.json of a folder; None and one problem if it cannot be had."""
     path = folder / "dataset.json"
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -150,38 +154,94 @@ def _check_channel_names(content: Mapping[str, Any]) -> list[str]:
     problems = []
     if [*names] != [str(index) for index in range(len(names))]:
         problems.append(f"channel_names are numbered {', '.join(names)}; expected 0..{len(names) - 1} in order.")
-    own = content.get("nnunet_multimodal")
-    own = own if isinstance(own, dict) else {}
-    modalities = {*own.get("modalities", []), *own.get("case_modality", {}).values()}
-    mixed = "MR" in modalities or own.get("layout") == "crossmr"
-    if mixed and any(str(name).lower() in CT_NAMES for name in names.values()):
-        problems.append("channel name 'CT' turns on CT clipping for MR; use 'either_CT_or_MR'.")
+    problem = ct_channel(content, _modalities(content))
+    return [*problems, problem] if problem else problems
+
+
+def ct_channel(content: Mapping[str, Any], modalities: Iterable[str]) -> str | None:
+    """Row 22: the complaint about a channel called CT in a data set with other images than CT."""
+    others = sorted(name for name in modalities if str(name).lower() not in CT_NAMES)
+    for index, name in content["channel_names"].items():
+        if others and str(name).lower() in CT_NAMES:
+            return (
+                f"channel name 'CT' turns on CT clipping for {', '.join(others)}; use 'either_CT_or_MR': write "
+                f'"channel_names": {{"{index}": "either_CT_or_MR"}}, and plan and preprocess again if that was done.'
+            )
+    return None
+
+
+def _modalities(content: Mapping[str, Any]) -> set[str]:
+    """All that the data set's own section names, well-formed or not."""
+    own = content.get(SECTION)
+    if not isinstance(own, dict):
+        return set()
+    listed, of_case = own.get("modalities"), own.get("case_modality")
+    names = [*(listed if isinstance(listed, list) else []), *(of_case.values() if isinstance(of_case, dict) else [])]
+    return {*map(str, names), *(["MR"] if own.get("layout") == "crossmr" else [])}
+
+
+def _check_table(content: Mapping[str, Any], folder: Path, cases: Iterable[str]) -> list[str]:
+    """The modality table (row 32), and whether an existing splits_final.json fits cases and table (rows 31 and 40)."""
+    problems = []
+    table: ModalityTable | None = None
+    if isinstance(content.get(SECTION), dict) and has_table(content):
+        try:
+            table = ModalityTable.from_dataset_json(content)
+            table.require(cases)
+        except DataProblem as problem:
+            problems.append(str(problem))
+    path = splits_file(folder.name)
+    if path is None:
+        return problems
+    try:
+        splits = read_splits(path)
+    except DataProblem as problem:
+        return [*problems, str(problem)]
+    gone, new = stale_cases(splits, cases)
+    remedy = "Run nnUNetv2_preprocess and delete the file: new splits are then made."
+    if gone:
+        problems.append(f"{path} names {len(gone)} cases that are not in the data set: {first_names(gone)}. {remedy}")
+    if new:
+        problems.append(f"{len(new)} cases are in no split of {path}: {first_names(new)}. {remedy}")
+    if table is not None:
+        without = folds_without(splits, table)
+        if without:
+            problems.append(f"{path}: {'; '.join(without)}. {advise(splits, table)}")
     return problems
+
+
+def splits_file(name: str) -> Path | None:
+    """The folds of a data set of this full name, where nnU-Net has made or the user has put them."""
+    preprocessed = os.environ.get("nnUNet_preprocessed", "").strip()
+    path = Path(preprocessed, name, FILE_NAME)
+    return path if preprocessed and path.is_file() else None
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _collect(folder: Path, content: Mapping[str, Any], ending: str) -> tuple[dict[str, _Files], list[str]]:
+def collect_cases(folder: Path, content: Mapping[str, Any], ending: str) -> tuple[dict[str, RawFiles], list[str]]:
     """The files of every case, from the folders or from the list in dataset.json."""
     if isinstance(content.get("dataset"), dict):
         return {
-            case: _Files({index: folder / name for index, name in enumerate(entry["images"])}, folder / entry["label"])
+            case: RawFiles(
+                {index: folder / name for index, name in enumerate(entry["images"])}, folder / entry["label"]
+            )
             for case, entry in content["dataset"].items()
         }, []
     problems = [f"{folder / name} is missing." for name in ("imagesTr", "labelsTr") if not (folder / name).is_dir()]
     if problems:
         return {}, problems
-    cases: dict[str, _Files] = {}
+    cases: dict[str, RawFiles] = {}
     for name in _files(folder / "imagesTr", ending):
         stem = name.removesuffix(ending)
         match = re.fullmatch(r"(.+)_(\d{4})", stem)
         if match is None:
             problems.append(f"{name} has no channel suffix; rename to {stem}_0000{ending}.")
         else:
-            cases.setdefault(match[1], _Files()).channels[int(match[2])] = folder / "imagesTr" / name
+            cases.setdefault(match[1], RawFiles()).channels[int(match[2])] = folder / "imagesTr" / name
     for name in _files(folder / "labelsTr", ending):
-        cases.setdefault(name.removesuffix(ending), _Files()).label = folder / "labelsTr" / name
+        cases.setdefault(name.removesuffix(ending), RawFiles()).label = folder / "labelsTr" / name
     foreign = [
         path.name
         for part in ("imagesTr", "labelsTr")
@@ -198,8 +258,8 @@ def _files(folder: Path, ending: str) -> list[str]:
 
 
 def _check_completeness(
-    folder: Path, cases: Mapping[str, _Files], channels: int, expected_cases: int
-) -> tuple[list[_Files], list[str]]:
+    folder: Path, cases: Mapping[str, RawFiles], channels: int, expected_cases: int
+) -> tuple[list[RawFiles], list[str]]:
     """The cases that have all their files, and what the others lack (rows 7 and 9)."""
     problems, whole = [], []
     for case, files in sorted(cases.items()):
@@ -229,7 +289,7 @@ def _channels(indices: Any) -> str:
 # --- voxels ----------------------------------------------------------------------------------------------------------
 
 
-def _check_case(files: _Files, ids: set[int] | None, scribbles: set[int], sheared_is_read: bool) -> list[str]:
+def _check_case(files: RawFiles, ids: set[int] | None, scribbles: set[int], sheared_is_read: bool) -> list[str]:
     """Every file of a case by itself, and all of them against the first channel (rows 11 to 19, 23, 24, 27, 28)."""
     problems: list[str] = []
     first: Volume | None = None

@@ -262,6 +262,10 @@ class nnUNetTrainerMulModSeg(MultimodalTrainer):
                 f"Change {join(self.preprocessed_dataset_folder_base, 'splits_final.json')}, or delete it: new splits "
                 "are stratified by modality. One patient's cases stay together."
             )
+        if not val:
+            raise DataProblem(
+                f"fold {self.fold} has no validation case: there are fewer patients than folds. Train another fold, or all."
+            )
         unjudged = [name for name in wanted if not of_val[name]]
         if unjudged:
             self.print_to_log_file(f"WARNING: fold {self.fold} has no validation case of {', '.join(unjudged)}")

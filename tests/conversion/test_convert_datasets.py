@@ -136,7 +136,7 @@ def test_interruption_leaves_what_was_there(
     seen: list[str] = []
     write_case = crossmr._write_case
 
-    def write_then_stop(folder: Path, checked: crossmr._Checked, *rest: object) -> None:
+    def write_then_stop(folder: Path, checked: crossmr.CheckedCase, *rest: object) -> None:
         if seen:
             raise stop
         seen.append(checked.files.case)

@@ -364,6 +364,14 @@ def test_a_fold_without_mr() -> None:
         trainer.on_train_start()
 
 
+def test_a_fold_without_a_validation_case() -> None:
+    trainer = make_trainer(NAME)
+    file = Path(os.environ["nnUNet_preprocessed"], "Dataset601_Tiny", "splits_final.json")
+    file.write_text(json.dumps([{"train": CASES, "val": []}]), encoding="utf-8")
+    with pytest.raises(DataProblem, match="fold 0 has no validation case"):
+        trainer.on_train_start()
+
+
 def without_spleen_in_mr(trainer: Any) -> None:
     for case, modality in TABLE["case_modality"].items():
         if modality == "MR":

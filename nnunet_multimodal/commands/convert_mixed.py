@@ -1,0 +1,154 @@
+"""``nnunet_multimodal convert mixed``: folders of CT and folders of MR become one data set with common labels."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nnunet_multimodal.commands.convert import _add_repairs, _repairs
+from nnunet_multimodal.commands.convert_table import name_list
+from nnunet_multimodal.environment import require_nnunet_path
+from nnunet_multimodal.errors import UsageError
+
+WHAT = "make one data set with common labels out of images of several modalities"
+
+DESCRIPTION = """\
+Make one data set out of folders of two or more modalities, with common labels and the modality table.
+
+Each modality has its own folders, and its own label ids where they differ:
+  --label-names CT:spleen=1 CT:liver=5 MR:liver=1 MR:spleen=4    or  --labels-json CT=ct.json MR=mr.json
+  --label-names liver=1 spleen=2     (all label files are alike)  or  --labels-json both.json
+The data set gets the organs that all modalities have, or those of --organs, numbered from 1 in that order; all other
+organs become background. Training alternates in the order of --images."""
+
+EXAMPLE = """\
+nnunet_multimodal convert mixed -d 602 --images CT=ct/images MR=mr/images --labels CT=ct/labels MR=mr/labels \\
+    --labels-json CT=ct/names.json MR=mr/names.json --organs liver,spleen,right_kidney,left_kidney"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--images", type=named_path, nargs="+", required=True, metavar="NAME=DIR", help="folder of images of a modality"
+    )
+    data.add_argument(
+        "--labels", type=named_path, nargs="+", required=True, metavar="NAME=DIR", help="its label maps of these names"
+    )
+    names = data.add_mutually_exclusive_group(required=True)
+    names.add_argument(
+        "--label-names", nargs="+", metavar="[NAME:]ORGAN=ID", help="organs and ids, of one modality or of all"
+    )
+    names.add_argument("--labels-json", nargs="+", metavar="[NAME=]FILE", help="the same from JSON files")
+    data.add_argument("--organs", type=name_list, metavar="A,B,...", help="organs of the data set, in this order")
+    data.add_argument(
+        "--unnamed-to-background",
+        action="store_true",
+        help="ids in label files that no name is given for are background, not an error",
+    )
+    data.add_argument(
+        "--patient-pattern",
+        metavar="REGEX",
+        help="its group, or all that it matches, in a file's name is the patient; the same in all modalities",
+    )
+    out = parser.add_argument_group("data set")
+    out.add_argument("-d", "--dataset-id", type=int, required=True, metavar="ID", help="its number, 1 to 999")
+    out.add_argument("--name", default="Mixed", help="its name (default: %(default)s)")
+    out.add_argument("--overwrite", action="store_true", help="replace the data set of this id")
+    out.add_argument(
+        "--harmonise",
+        choices=("paper",),  # conversion.harmonise.METHODS, which takes numpy to import
+        help="store CT clipped to [-275, 125] HU, others to their 0.5 and 99.5 percentiles, both as 0 to 1",
+    )
+    out.add_argument("--strict", action="store_true", help="an image that does not look like its modality is an error")
+    _add_repairs(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    images, labels = _by_name(args.images, "--images"), _by_name(args.labels, "--labels")
+    if images.keys() != labels.keys():
+        raise UsageError(
+            f"--images has {', '.join(images)}, --labels has {', '.join(labels)}; expected the same names."
+        )
+    require_nnunet_path("nnUNet_raw")  # before the imports, which take a second
+    from nnunet_multimodal.conversion.dataset import find_cases
+    from nnunet_multimodal.conversion.mixed import Source, convert_mixed
+    from nnunet_multimodal.conversion.table import match_patients
+
+    organs = _organs_by_modality(args, [*images])
+    sources = []
+    for modality, folder in images.items():
+        cases = find_cases(folder, labels[modality])
+        names = [files.case for files in cases]
+        patients = match_patients(names, args.patient_pattern) if args.patient_pattern else {}
+        sources.append(Source(modality, cases, organs[modality], patients))
+    wanted = {name: index for index, name in enumerate(args.organs, start=1)} if args.organs else None
+    folder = convert_mixed(
+        sources,
+        args.dataset_id,
+        args.name,
+        wanted,
+        harmonise=args.harmonise,
+        repairs=_repairs(args),
+        overwrite=args.overwrite,
+        unnamed_to_background=args.unnamed_to_background,
+        strict=args.strict,
+    )
+    print(folder)
+    people = {patient for source in sources for patient in source.patients.values()}
+    print(
+        ", ".join(f"{len(source.cases)} {source.modality}" for source in sources)
+        + (f"; {len(people)} patients" if people else "")
+    )
+    print(f"Next: nnUNetv2_plan_and_preprocess -d {args.dataset_id} -c 2d --verify_dataset_integrity")
+    print(f"      nnUNetv2_train {args.dataset_id} 2d 0 -tr nnUNetTrainerMulModSeg")
+    return 0
+
+
+def _organs_by_modality(args: argparse.Namespace, modalities: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Organ -> id of each modality's files, from --label-names or --labels-json; without background."""
+    from nnunet_multimodal.commands.convert import label_name
+    from nnunet_multimodal.conversion.dataset import labels_from_json
+
+    organs: dict[str, dict[str, int]] = {modality: {} for modality in modalities}
+    option = "--label-names" if args.label_names else "--labels-json"
+    for text in args.label_names or args.labels_json:
+        chosen, rest = _of_modality(text, ":" if args.label_names else "=", modalities)
+        if args.label_names:
+            try:
+                found = dict([label_name(rest)])
+            except argparse.ArgumentTypeError as error:
+                raise UsageError(f"--label-names: {error}") from error
+        else:
+            found = labels_from_json(Path(rest))
+        for modality in chosen:
+            twice = sorted(organs[modality].keys() & found.keys())
+            if twice:
+                raise UsageError(f"{option} has {twice[0]} of {modality} more than once.")
+            organs[modality] |= {name: value for name, value in found.items() if (name, value) != ("background", 0)}
+    nameless = [modality for modality in modalities if not organs[modality]]
+    if nameless:
+        raise UsageError(f"{option} names no organ of {', '.join(nameless)}.")
+    return organs
+
+
+def _of_modality(text: str, separator: str, modalities: Sequence[str]) -> tuple[Sequence[str], str]:
+    """``CT:liver=5`` is of CT alone; what does not begin with one of the modalities is of all of them."""
+    name, found, rest = text.partition(separator)
+    return ([name], rest) if found and name in modalities else (modalities, text)
+
+
+def _by_name(pairs: Sequence[tuple[str, Path]], option: str) -> Mapping[str, Path]:
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"{option} has {twice[0]} more than once; folders within a folder are read too.")
+    return dict(pairs)
+
+
+def named_path(text: str) -> tuple[str, Path]:
+    """``CT=/data/ct``"""
+    name, separator, path = text.partition("=")
+    if not (separator and name.strip() and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=DIR such as CT=/data/ct/images, found {text!r}")
+    return name.strip(), Path(path)
