@@ -2,6 +2,7 @@
 
 from nnunet_multimodal.networks.crossmr import CrossMRNetwork, Prompt, ReferringOutput
 from nnunet_multimodal.networks.memory import Memory
+from nnunet_multimodal.networks.modality_head import ModalityHead
 from nnunet_multimodal.networks.open_set import OpenSetNetwork, OpenSetOutput
 from nnunet_multimodal.networks.text_conditioned import TextConditionedNetwork, TextOutput
 from nnunet_multimodal.networks.text_swin import TextSwinUNETR
@@ -11,6 +12,7 @@ from nnunet_multimodal.networks.unet import PromptedUNet, binary_prompts, decode
 __all__ = [
     "CrossMRNetwork",
     "Memory",
+    "ModalityHead",
     "OpenSetNetwork",
     "OpenSetOutput",
     "Prompt",

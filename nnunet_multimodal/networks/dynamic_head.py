@@ -21,8 +21,8 @@ ALIVE_ON_CPU, ALIVE_ON_GPU = 2**21, 2**26
 class DynamicHead(nn.Module):
     """theta_k = controller(GAP(bottleneck) + text_k); logits_k = ((F * theta_k1) * theta_k2) * theta_k3.
 
-    Source: MulModSeg (methods.md 2.1); shapes, normalisation and the single-layer controller are those of its code (2.2).
-    F has 8 channels, the first two convolutions 8 outputs each with ReLU, the last one 1. One controller serves all
+    Source: MulModSeg (methods.md 2.1); shapes, normalisation and the single-layer controller are those of its code. F
+    has 8 channels, the first two convolutions 8 outputs each with ReLU, the last one 1. One controller serves all
     scales of deep supervision; each scale has its own reduction to F.
 
     Args:

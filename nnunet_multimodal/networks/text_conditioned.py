@@ -8,8 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_multimodal.networks.dynamic_head import DynamicHead
+from nnunet_multimodal.networks.modality_head import ModalityHead
 
 LIMIT = 1000.0  # of logits at prediction: nnU-Net sums them in half precision (design.md, contract 9)
+
+
+class Features(NamedTuple):
+    """What a backbone makes of an image [B, 1, ...].
+
+    Attributes:
+        scales: decoder features from which logits are made, finest first.
+        encoder: encoder features, finest first; the last one is the bottleneck.
+    """
+
+    scales: list[Tensor]
+    encoder: list[Tensor]
 
 
 class TextOutput(NamedTuple):
@@ -29,15 +42,15 @@ class TextOutput(NamedTuple):
 class TextConditionedNetwork(nn.Module):
     """Backbone + dynamic head driven by frozen text embeddings of modality x class.
 
-    In training ``tell`` must have said of which modality each image is. At prediction nobody has to: a small head on the
-    pooled encoder feature tells, image by image (contract 3; after Hermes' modality head).
+    In training ``tell`` must have said of which modality each image is. At prediction nobody has to: a small head on
+    the encoder's features tells, image by image (contract 3).
 
     Subclasses bring the backbone and its ``features``. In eval mode ``forward`` gives logits [B, C, ...] within +-1000
     (a list with deep supervision), in train mode a ``TextOutput``.
 
     Args:
-        bottleneck: channels of the coarsest feature.
         scales: channels of the features from which logits are made, finest first.
+        encoder: channels of the encoder's features, finest first.
         ndim: 2 or 3.
         modalities: their names, in the order of the embeddings' rows.
         classes: C, background included where the labels have one.
@@ -53,8 +66,8 @@ class TextConditionedNetwork(nn.Module):
 
     def __init__(
         self,
-        bottleneck: int,
         scales: list[int],
+        encoder: list[int],
         ndim: int,
         modalities: tuple[str, ...],
         classes: int,
@@ -65,14 +78,14 @@ class TextConditionedNetwork(nn.Module):
         self.modalities = modalities
         self.deep_supervision = deep_supervision
         self.register_buffer("text_embeddings", torch.zeros(len(modalities), classes, text))
-        self.head = DynamicHead(bottleneck, scales, text, ndim)
-        self.modality_head = nn.Linear(self.head.controller.in_features // 2, len(modalities))
+        self.head = DynamicHead(encoder[-1], scales, text, ndim)
+        self.modality_head = ModalityHead(encoder, len(modalities))
         # Plain attributes: a buffer would be overwritten by each fold's weights, and by rank 0 in distributed training.
         self.told: Tensor | None = None
         self.modality_logits: Tensor | None = None
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """image [B, 1, ...] -> features of each output scale, finest first, then the bottleneck."""
+    def features(self, image: Tensor) -> Features:
+        """image: [B, 1, ...]."""
         raise NotImplementedError
 
     def tell(self, modality: Tensor | int | None) -> None:
@@ -94,16 +107,16 @@ class TextConditionedNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor] | TextOutput:
         """image: [B, 1, (Z,) Y, X]."""
-        *scales, bottleneck = self.features(image)
-        pooled = self.head.pool(bottleneck)
-        modality_logits = self.modality_head(pooled)
+        features = self.features(image)
+        modality_logits = self.modality_head(features.encoder)
         self.modality_logits = modality_logits.detach()
         if self.told is not None:
             modality = self.told.expand(image.shape[0])
         else:
             modality = modality_logits.argmax(1)
+        pooled = self.head.pool(features.encoder[-1])
         theta = self.head.parameters_of(pooled, self.text_embeddings[modality])
-        wanted = scales if self.deep_supervision else scales[:1]
+        wanted = features.scales if self.deep_supervision else features.scales[:1]
         logits = [self.head(feature, theta, scale) for scale, feature in enumerate(wanted)]
         if not self.training:
             logits = [each.clamp(-LIMIT, LIMIT) for each in logits]

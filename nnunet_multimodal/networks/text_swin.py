@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_multimodal.networks.text_conditioned import TextConditionedNetwork
+from nnunet_multimodal.networks.text_conditioned import Features, TextConditionedNetwork
 
 MULTIPLE = 32  # five halvings
 
@@ -15,8 +15,8 @@ MULTIPLE = 32  # five halvings
 class TextSwinUNETR(TextConditionedNetwork):
     """SwinUNETR under the text-conditioned head; without deep supervision, as in the paper's code.
 
-    Its input must be divisible by 32. nnU-Net's patches are not always: what is missing is padded with zeros, the mean of
-    a z-scored image, and cut off again.
+    Its input must be divisible by 32. nnU-Net's patches are not always: what is missing is padded with zeros, the mean
+    of a z-scored image, and cut off again.
 
     Args:
         ndim: 2 or 3.
@@ -36,22 +36,27 @@ class TextSwinUNETR(TextConditionedNetwork):
     ) -> None:
         from monai.networks.nets import SwinUNETR  # a second of import that the U-Net does not need
 
-        super().__init__(16 * feature_size, [feature_size], ndim, modalities, classes, text, deep_supervision=False)
+        stages = [feature_size * 2**stage for stage in range(5)]
+        super().__init__([feature_size], stages, ndim, modalities, classes, text, deep_supervision=False)
         backbone: Any = SwinUNETR(in_channels=channels, out_channels=1, feature_size=feature_size, spatial_dims=ndim)
         self.backbone = backbone
         self.backbone.out = nn.Identity()  # its own head; what comes out is the last decoder feature
-        self._bottleneck: Tensor | None = None
-        self.backbone.encoder10.register_forward_hook(self._keep)
+        # SwinUNETR.forward keeps to itself what we need of it.
+        self._stages: list[Tensor] = []
+        self.backbone.swinViT.register_forward_hook(self._keep_stages)
+        self.backbone.encoder10.register_forward_hook(self._keep_bottleneck)
 
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._bottleneck = output
+    def _keep_stages(self, module: nn.Module, inputs: tuple, output: list[Tensor]) -> None:
+        self._stages = output[:-1]
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """image [B, 1, ...] -> last decoder feature at full resolution, bottleneck."""
+    def _keep_bottleneck(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        self._stages = [*self._stages, output]
+
+    def features(self, image: Tensor) -> Features:
+        """The last decoder feature is the one scale."""
         shape = image.shape[2:]
         missing = [-size % MULTIPLE for size in shape]
         padding = [p for size in reversed(missing) for p in (0, size)]
         finest = self.backbone(F.pad(image, padding) if any(missing) else image)
-        bottleneck, self._bottleneck = self._bottleneck, None
-        assert bottleneck is not None
-        return [finest[(..., *(slice(size) for size in shape))], bottleneck]
+        stages, self._stages = self._stages, []
+        return Features([finest[(..., *(slice(size) for size in shape))]], stages)

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nnunet_multimodal.networks.text_conditioned import TextConditionedNetwork
-from nnunet_multimodal.networks.unet import decoder_features
+from nnunet_multimodal.networks.text_conditioned import Features, TextConditionedNetwork
+from nnunet_multimodal.networks.unet import decode
 
 
 class TextUNet(TextConditionedNetwork):
@@ -25,12 +25,13 @@ class TextUNet(TextConditionedNetwork):
     ) -> None:
         channels = list(network.encoder.output_channels)
         ndim = 2 if network.encoder.conv_op is nn.Conv2d else 3
-        super().__init__(channels[-1], channels[:-1], ndim, modalities, classes, text, deep_supervision)
+        super().__init__(channels[:-1], channels, ndim, modalities, classes, text, deep_supervision)
         self.encoder: Any = network.encoder
         self.decoder: Any = network.decoder
         # The stock heads would be parameters without a gradient, on which distributed training stops.
         self.decoder.seg_layers = nn.ModuleList()
 
-    def features(self, image: Tensor) -> list[Tensor]:
-        """image [B, 1, ...] -> decoder features, finest first, then the encoder's last."""
-        return decoder_features(self.encoder, self.decoder, image)
+    def features(self, image: Tensor) -> Features:
+        """Every decoder stage is a scale."""
+        skips = self.encoder(image)
+        return Features(decode(self.decoder, skips)[:-1], skips)

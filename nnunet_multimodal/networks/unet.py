@@ -23,7 +23,11 @@ def decoder_features(encoder: Any, decoder: Any, image: Tensor, finest_stage: in
         list indexed by stage, so ``features[0]`` is full resolution and ``features[-1]`` the bottleneck; entries finer
         than ``finest_stage`` are left out, i.e. the list starts at ``finest_stage``.
     """
-    skips = encoder(image)
+    return decode(decoder, encoder(image), finest_stage)
+
+
+def decode(decoder: Any, skips: list[Tensor], finest_stage: int = 0) -> list[Tensor]:
+    """The decoder's half of ``decoder_features``: encoder features ``skips`` -> the same list."""
     features = [skips[-1]]
     for step, (upsample, stage) in enumerate(zip(decoder.transpconvs, decoder.stages)):
         if len(skips) - 2 - step < finest_stage:
