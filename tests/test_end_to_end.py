@@ -24,6 +24,7 @@ SHAPE = (32, 30, 6)  # x, y, z
 AFFINE = np.array([[-1.0, 0, 0, 12], [0, 1.0, 0, -7], [0, 0, 3, 5], [0, 0, 0, 1.0]])  # stored left to right: L, A, S
 CASES = [f"p{number:02}" for number in range(6)]
 ORGANS = ["liver", "spleen"]
+MODALITIES = ("CT", "MR")
 SETTINGS = {
     "num_iterations_per_epoch": 2,
     "num_val_iterations_per_epoch": 1,
@@ -106,9 +107,14 @@ class Workshop:
 
     def prepare(self, kind: str, dataset: int, configuration: str = "2d") -> str:
         """Converts, plans and preprocesses; the data set's name."""
-        images = "--reference-images" if kind == "crossmr" else "--images"
+        flag = "--reference-images" if kind == "crossmr" else "--images"
+        if kind == "mixed":
+            images = [f"{name}={self.folder / 'images' / name}" for name in MODALITIES]
+            labels = [f"{name}={self.folder / 'labels' / name}" for name in MODALITIES]
+        else:
+            images, labels = [str(self.folder / "images")], [str(self.folder / "labels")]
         self.run(
-            "nnunet_multimodal", "convert", kind, images, self.folder / "images", "--labels", self.folder / "labels",
+            "nnunet_multimodal", "convert", kind, flag, *images, "--labels", *labels,
             "-d", str(dataset), "--label-names", *(f"{name}={i}" for i, name in enumerate(ORGANS, start=1)),
         )  # fmt: skip
         self.run(
@@ -120,10 +126,15 @@ class Workshop:
         return name
 
 
+def modality_of(case: str) -> str:
+    return MODALITIES[CASES.index(case) % 2]
+
+
 def make_cases(folder: Path) -> None:
-    """Two bright blobs in a noisy body."""
-    (folder / "images").mkdir()
-    (folder / "labels").mkdir()
+    """Two blobs in a noisy body, bright in the CT of some patients and dark in the MR of others."""
+    for modality in MODALITIES:
+        (folder / "images" / modality).mkdir(parents=True)
+        (folder / "labels" / modality).mkdir(parents=True)
     x, y, z = np.indices(SHAPE)
     for number, case in enumerate(CASES):
         rng = np.random.default_rng(number)
@@ -131,9 +142,10 @@ def make_cases(folder: Path) -> None:
         for label, centre in enumerate([(10, 14 + number % 3, 2), (22, 15, 3)], start=1):
             distance = ((x - centre[0]) / 6) ** 2 + ((y - centre[1]) / 6) ** 2 + ((z - centre[2]) / 2.2) ** 2
             labels[distance < 1] = label
-        image = 100.0 + 60 * labels + rng.normal(0, 8, SHAPE)
-        nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), AFFINE), folder / "images" / f"{case}.nii.gz")
-        nibabel.save(nibabel.Nifti1Image(labels, AFFINE), folder / "labels" / f"{case}.nii.gz")
+        modality = modality_of(case)
+        image = 300.0 + (60.0 if modality == "CT" else -60.0) * labels + rng.normal(0, 8, SHAPE)
+        for kind, array in (("images", image.astype(np.float32)), ("labels", labels)):
+            nibabel.save(nibabel.Nifti1Image(array, AFFINE), folder / kind / modality / f"{case}.nii.gz")
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +239,33 @@ def test_crossmr_starts_from_a_model_of_contrast_augmentation(workshop: Workshop
     workshop.change_plans(crossmr, starting_model=str(workshop.fold(dataset, trainer).parent))
     output = workshop.train(601, "nnUNetTrainerCrossMR_noVisualTokens_1epochs")
     assert "starting model: " in output and " 0 tensors loaded" not in output
+
+
+def check_mixed(workshop: Workshop, number: int, configuration: str) -> tuple[str, str]:
+    """One model for both modalities by the stock commands; the data set and the trainer."""
+    dataset = workshop.prepare("mixed", number, configuration)
+    trainer = "nnUNetTrainerMulModSeg_1epoch"
+    output = workshop.train(number, trainer, configuration=configuration)
+    assert "new splits, stratified by modality" in output and "fold 0 trains on" in output
+    assert "Pseudo dice" in output and "modality recognised in" in output and "Training done." in output
+    check_predictions(workshop.predict(dataset, trainer, CASES[:2], configuration), CASES[:2])
+    return dataset, trainer
+
+
+def test_one_model_for_ct_and_mr_with_the_stock_commands_and_ours(workshop: Workshop) -> None:
+    dataset, trainer = check_mixed(workshop, 606, "2d")
+    given, out = workshop.folder / f"in_{dataset}_{trainer}", workshop.folder / "told"
+    workshop.run(
+        "nnunet_multimodal", "predict", "-i", given, "-o", out, "-d", "606", "-c", "2d", "-f", "0", "-tr", trainer,
+        "-device", "cpu", "--modality", "MR",
+    )  # fmt: skip
+    check_predictions(out, CASES[:2])
+    cases = json.loads((out / "predictions.json").read_text(encoding="utf-8"))["cases"]
+    assert {case: (entry["modality"], entry["how"]) for case, entry in cases.items()} == dict.fromkeys(
+        CASES[:2], ("MR", "told")
+    )
+
+
+@pytest.mark.slow
+def test_one_model_for_ct_and_mr_in_3d(workshop: Workshop) -> None:
+    check_mixed(workshop, 607, "3d_fullres")
