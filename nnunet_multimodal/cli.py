@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("nnunet_multimodal.commands.convert", "make the data set that a trainer needs"),
     "phantom": ("nnunet_multimodal.commands.phantom", "write made-up abdomens in several MR contrasts and CT"),
     "scribbles": ("nnunet_multimodal.commands.scribbles", "simulate scribbles from label maps"),
+    "embed": ("nnunet_multimodal.commands.embed", "make the text embeddings of a data set of mixed modalities"),
+    "predict": ("nnunet_multimodal.commands.predict", "predict images, told or finding out of which modality they are"),
     "refer": ("nnunet_multimodal.commands.refer", "segment an image by a scribbled reference image"),
     "evaluate": ("nnunet_multimodal.commands.evaluate", "measure predictions per case, organ and modality"),
 }

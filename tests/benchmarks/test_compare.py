@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import compare
+import compare_runner
 import nibabel as nib
 import numpy as np
 import pytest
-from compare import Workshop, cell, markdown, mean_over, split_scribbles, summarise, write_plans
+from compare_contrasts import STEPS, markdown, split_scribbles, summarise
+from compare_runner import DATASETS, Workshop, cell, mean_over, write_plans
 from comparisons import COMPARISONS, Comparison, Method
 
 from nnunet_multimodal.registry import parse_trainer_name
@@ -121,14 +123,14 @@ def test_table_of_what_is_finished(shop: Workshop) -> None:
 
 def test_what_is_finished_is_not_done_again(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(compare, "call", lambda *words, **_: called.append(words))
+    monkeypatch.setattr(compare_runner, "call", lambda *words, **_: called.append(words))
     finish(shop, "nnUNetTrainer", 0, {"T1w": 0.9})
-    assert compare.run_unit(shop, "nnUNetTrainer", 0) is None and called == []
-    compare.train(shop, "nnUNetTrainer", 1, io.StringIO())
+    assert compare_runner.run_unit(shop, "nnUNetTrainer", 0, STEPS) is None and called == []
+    compare_runner.train(shop, "nnUNetTrainer", 1, io.StringIO())
     assert called[0][called[0].index("--seed") + 1] == 1 and "nnUNetPlans_nnUNetTrainer" in called[0]
 
 
-def test_a_failed_unit_is_named_and_the_others_go_on(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_unit_is_named_and_the_others_go_on(shop: Workshop) -> None:
     tried: list[str] = []
 
     def fail_for_one(_: Workshop, name: str, seed: int, log: Any) -> None:
@@ -136,17 +138,15 @@ def test_a_failed_unit_is_named_and_the_others_go_on(shop: Workshop, monkeypatch
         if name == "a":
             raise subprocess.CalledProcessError(1, ["nnUNetv2_predict"])
 
-    for step in ("train", "predict", "score"):
-        monkeypatch.setattr(compare, step, fail_for_one)
-    assert compare.run_units(shop, [("a", 0), ("b", 0)], jobs=1) == ["a seed 0"]
+    assert compare_runner.run_units(shop, [("a", 0), ("b", 0)], 1, [fail_for_one] * 3) == ["a seed 0"]
     assert tried == ["a 0", "b 0", "b 0", "b 0"]
 
 
 def test_stopping_ends_what_runs_and_starts_nothing_more(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "stopping", type(compare.stopping)())
-    monkeypatch.setattr(compare, "call", lambda *_, **__: pytest.fail("started"))
-    compare.stop_all()
-    assert compare.run_unit(shop, "nnUNetTrainer", 0) is None
+    monkeypatch.setattr(compare_runner, "stopping", type(compare_runner.stopping)())
+    monkeypatch.setattr(compare_runner, "call", lambda *_, **__: pytest.fail("started"))
+    compare_runner.stop_all()
+    assert compare_runner.run_unit(shop, "nnUNetTrainer", 0, STEPS) is None
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS.values(), ids=list(COMPARISONS))
@@ -154,7 +154,7 @@ def test_comparisons_are_consistent(comparison: Comparison) -> None:
     assert comparison.reference in comparison.contrasts
     assert set(comparison.unseen) < set(comparison.contrasts) - {comparison.reference}
     for method in comparison.methods.values():
-        assert isinstance(method, Method) and method.data in compare.DATASETS
+        assert isinstance(method, Method) and method.data in DATASETS
         assert method.trainer in ("nnUNetTrainer", "nnUNetTrainerNoMirroring") or parse_trainer_name(method.trainer)
 
 
