@@ -80,7 +80,7 @@ _ENTRIES = (
     TrainerEntry(
         name="nnUNetTrainerMulModSeg",
         module="nnunet_multimodal.trainers.mulmodseg",
-        paper="MulModSeg (unpaired multi-modal segmentation with modality-conditioned text embedding and alternating training)",
+        paper="MulModSeg (unpaired CT and MR: modality-conditioned text embedding and alternating training)",
         dataset=(
             "one image channel and a table of which case is of which modality; made with "
             "`nnunet_multimodal convert mixed`, or `convert table` for a data set that you have"

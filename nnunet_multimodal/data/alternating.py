@@ -11,8 +11,8 @@ from nnunet_multimodal.errors import UsageError
 class Alternating:
     """Batches of each modality in a fixed order, again and again; each batch is one optimiser step.
 
-    The paper takes as many rounds as its longer loader has batches and cycles the shorter one. Loaders that end are begun
-    anew here; nnU-Net's never end, so there an epoch is as long as the trainer says.
+    The paper takes as many rounds as its longer loader has batches and cycles the shorter one. Loaders that end are
+    begun anew here; nnU-Net's never end, so there an epoch is as long as the trainer says.
 
     Args:
         loaders: modality -> batches, in the order of training.

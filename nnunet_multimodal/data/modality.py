@@ -32,7 +32,7 @@ class ModalityTable:
         """Reads and checks the table.
 
         Raises:
-            DataProblem: there is none, it is malformed, or a case's modality is not among ``modalities`` (faults.md 32).
+            DataProblem: there is none, it is malformed, or a case's modality is not in ``modalities`` (faults.md 32).
         """
         section = dataset_json.get(SECTION, {})
         if not isinstance(section, Mapping) or "case_modality" not in section:

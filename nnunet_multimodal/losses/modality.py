@@ -21,7 +21,7 @@ class ModalityLoss(nn.Module):
         self.segmentation, self.weight = segmentation, weight
 
     def forward(self, output: Any, target: Tensor | list[Tensor]) -> Tensor:
-        """output: of a ``TextConditionedNetwork``, a ``TextOutput`` in training, logits in validation; target: labels."""
+        """output of the network: a ``TextOutput`` in training, logits in validation; target: nnU-Net's."""
         if not hasattr(output, "modality_logits"):
             loss: Tensor = self.segmentation(output, target)
             return loss

@@ -264,7 +264,8 @@ class nnUNetTrainerMulModSeg(MultimodalTrainer):
             )
         if not val:
             raise DataProblem(
-                f"fold {self.fold} has no validation case: there are fewer patients than folds. Train another fold, or all."
+                f"fold {self.fold} has no validation case: there are fewer patients than folds. Train another fold, or "
+                "all."
             )
         unjudged = [name for name in wanted if not of_val[name]]
         if unjudged:
