@@ -8,8 +8,8 @@ as ct_train/, mr_train/ or several of them). The test cases have no labels and a
 
 Where this comes from: label values and structures, the page of the WHS++ track of CARE 2024, which uses the same ones;
 names, and 421 as a slip in one MR label, public readers of the data: most make it 420, one background, one refuses it.
-CT and MR are unpaired; that no patient has two images is assumed. This script was tested on made-up files of this layout, not
-on the data itself.
+CT and MR are unpaired; that no patient has two images is assumed. This script was tested on made-up files of this
+layout, not on the data itself.
 """
 
 from __future__ import annotations

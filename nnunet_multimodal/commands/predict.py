@@ -27,7 +27,7 @@ modality must then be told. A bad image costs its case: the rest is done, and th
 EXAMPLE = """\
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 3d_fullres -f 0 --modality MR
-nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d --modality-map cases.json   # {"case_001": "CT", ...}"""
+nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d --modality-map cases.json"""
 
 SURE = 0.9  # of another modality than was told: worth a warning
 
