@@ -132,7 +132,9 @@ def predict_way(shop: Workshop, name: str, seed: int, way: str, log: TextIO) -> 
     partial = output.with_name(f"{output.name}.partial")
     flat = fresh(partial) / "flat"
     begin = time.perf_counter()
-    told = [] if way == INFERRED else ["--modality-map", shop.work / f"inputs{way}.json"]
+    told: list[object] = [] if way == INFERRED else ["--modality-map", shop.work / f"inputs{way}.json"]
+    if name in comparison_of(shop).specialists:
+        told = ["--modality", comparison_of(shop).specialists[name]]
     call("nnunet_multimodal", "predict", "-i", shop.work / "inputs", "-o", flat, "-d", DATASETS["mixed"][0],
          "-c", "2d", "-tr", method.trainer, "-p", plans_name(name), "-f", "all", "--device", shop.device, *told,
          log=log, nnUNet_results=str(shop.results(seed)))  # fmt: skip
@@ -161,6 +163,7 @@ def summarise(shop: Workshop, seeds: Iterable[int], names: Iterable[str]) -> dic
     """What is there of each method and way to predict: per seed the means, modalities recognised, and the training."""
     comparison, summary = comparison_of(shop), {}
     for name in names:
+        knows_several = name not in comparison.specialists
         for way, row in rows_of(comparison, name):
             results: dict[str, Any] = {}
             for seed in seeds:
@@ -169,13 +172,17 @@ def summarise(shop: Workshop, seeds: Iterable[int], names: Iterable[str]) -> dic
                     entries = json.loads((shop.predictions(row, seed) / "predictions.json").read_text(encoding="utf-8"))
                     results[str(seed)] = {
                         **summarise_seed(shop, read_rows(path)),
-                        "recognised": recognised(comparison, entries["cases"]),
+                        "recognised": recognised(comparison, entries["cases"]) if knows_several else None,
                         **records(shop, name, row, seed),
                     }
             if results:
+                modality = {INFERRED: "inferred", RIGHT: "told", WRONG: "told a wrong one"}[way]
+                if not knows_several:
+                    modality = f"told {comparison.specialists[name]}"
                 summary[row] = {
                     "settings": settings_of(shop, name),
-                    "modality": {INFERRED: "inferred", RIGHT: "told", WRONG: "told a wrong one"}[way],
+                    "modality": modality,
+                    "training_of": name,
                     "text": text_source(shop.fold(name, int(next(iter(results)))).parent / "plans.json"),
                     "seeds": results,
                 }
@@ -265,10 +272,10 @@ def markdown(comparison: MixedComparison, summary: Mapping[str, Any], organs: It
     rows = [
         [row, *(recognised_cell(of_seeds(entry, "recognised"), contrast) for contrast in comparison.contrasts)]
         for row, entry in summary.items()
-        if entry["modality"] == "inferred"
+        if entry["modality"] == "inferred"  # not by a specialist
     ]
     parts += [*lines(["modality recognised", *comparison.contrasts], rows), ""]
-    trained = {row: entry for row, entry in summary.items() if entry["modality"] == "inferred"}
+    trained = {row: entry for row, entry in summary.items() if entry["training_of"] == row}
     parts += training_lines(trained)
     return "\n".join(parts) + "\n"
 
@@ -308,11 +315,12 @@ def write_table(shop: Workshop, name: str, seeds: Sequence[int], methods: Sequen
     note = (
         f"2d, {comparison.pixels} mm pixels, batch {comparison.batch_size}, fold all, the last checkpoint; means over "
         "images within an organ, then over organs; every method predicts by `nnunet_multimodal predict`. nnUNetTrainer "
-        "mirrors, in training and at prediction; the others do not, because the labels have sides"
+        "mirrors, in training and at prediction; the others do not, because the labels have sides. CTonly and MRonly "
+        "are told their own modality of every image; in as many steps they see it twice as often as the others"
     )
     path = common.write_result(name, measured, note)
     table = markdown(comparison, summary, shop.organs)
-    text = f"{comparison.title}\n\n{table}\nTrained with: {'; '.join(devices)}. {comparison.rates}\n"
+    text = f"{comparison.title}\n\n{table}\nTrained with: {'; '.join(devices)}. {comparison.rates}\n\n{note}.\n"
     if comparison.not_measured:
         text += "\nNot measured: " + "; ".join(comparison.not_measured) + ".\n"
     path.with_suffix(".md").write_text(text, encoding="utf-8")

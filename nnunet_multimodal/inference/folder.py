@@ -25,6 +25,7 @@ from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunet_multimodal.conversion.dataset import _is_running, write_json
 from nnunet_multimodal.conversion.images import SUFFIXES, check_not_constant, read_volume
 from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, MultimodalError, UsageError
+from nnunet_multimodal.inference.hounsfield import likelihood, share_of_air
 from nnunet_multimodal.inference.images import Case
 from nnunet_multimodal.inference.modality import ModalityPredictor
 from nnunet_multimodal.inference.workers import Workers
@@ -167,7 +168,8 @@ def predict_cases(
                 predictor.on_progress = functools.partial(_advance, on_progress, index)
                 predictor.told = told.get(case.name) if predictor.conditioned else None
                 try:
-                    image, properties = future.result()
+                    image, properties, air = future.result()
+                    predictor.likelihood = likelihood(predictor.modalities, air)
                     logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu().numpy()
                 except Exception as error:  # out of memory on one big image must not cost the other cases
                     fail(case.name, error)
@@ -200,8 +202,8 @@ def _advance(on_progress: Callable[[float], Any], index: int, done: float) -> No
 
 def prepare(
     case: Case, how: Preparation, plans: Any, configuration: Any, dataset_json: dict
-) -> tuple[np.ndarray, dict]:
-    """nnU-Net's preprocessing of a case: float32 [channels, Z, Y, X] and its properties.
+) -> tuple[np.ndarray, dict, float]:
+    """nnU-Net's preprocessing of a case: float32 [channels, Z, Y, X], its properties, and the share of air as read.
 
     Raises:
         DataProblem: an image cannot be read, is constant, or has voxels that are no numbers.
@@ -210,20 +212,18 @@ def prepare(
     files = [str(path) for path in case.files]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            if how == Preparation():
-                image, _, properties = preprocessor.run_case(files, None, plans, configuration, dataset_json)
-            else:
-                image, properties = plans.image_reader_writer_class().read_images(files)
-                if how.nan_to is not None:
-                    image = np.where(np.isfinite(image), image, np.float32(how.nan_to))
-                if how.harmonise_as is not None:
-                    from nnunet_multimodal.conversion.harmonise import harmonise
+            image, properties = plans.image_reader_writer_class().read_images(files)
+            air = share_of_air(image[0])
+            if how.nan_to is not None:
+                image = np.where(np.isfinite(image), image, np.float32(how.nan_to))
+            if how.harmonise_as is not None:
+                from nnunet_multimodal.conversion.harmonise import harmonise
 
-                    channels = [harmonise(channel, how.harmonise_as, file) for channel, file in zip(image, files)]
-                    image = np.stack(channels)
-                image, _, properties = preprocessor.run_case_npy(
-                    image, None, properties, plans, configuration, dataset_json
-                )
+                channels = [harmonise(channel, how.harmonise_as, file) for channel, file in zip(image, files)]
+                image = np.stack(channels)
+            image, _, properties = preprocessor.run_case_npy(
+                image, None, properties, plans, configuration, dataset_json
+            )
     except MultimodalError:
         raise
     except Exception:
@@ -234,7 +234,7 @@ def prepare(
         _diagnose(case, how)
     if not finite:
         raise DataProblem(f"case {case.name} has voxels that are no numbers once it is preprocessed.")
-    return np.ascontiguousarray(image, dtype=np.float32), properties
+    return np.ascontiguousarray(image, dtype=np.float32), properties, air
 
 
 def _diagnose(case: Case, how: Preparation) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ class Verdict:
     Attributes:
         modality: with which the case was predicted.
         how: ``told`` or ``inferred``.
-        confidence: mean probability that the network gives ``modality``, over all tiles.
-        inferred: the modality with the highest mean probability.
+        confidence: probability of ``modality``: the network's, mean over all tiles, and what the intensities say.
+        inferred: the modality with the highest such probability.
         inferred_confidence: that probability.
+        network: the modality that the network alone takes it for.
         tiles: how many times the network looked: tiles x mirrorings x folds.
         tiles_agreeing: in how many of them ``inferred`` was also the single tile's modality.
         predicted_twice: tiles disagreed, so that the case was predicted again as one modality.
@@ -33,6 +34,7 @@ class Verdict:
     confidence: float
     inferred: str
     inferred_confidence: float
+    network: str
     tiles: int
     tiles_agreeing: int
     predicted_twice: bool
@@ -46,6 +48,7 @@ class ModalityPredictor(nnUNetPredictor):
 
     Attributes:
         told: modality of the next images; None lets the network infer it. A network without modalities ignores it.
+        likelihood: what the next image's intensities say of each modality; None for nothing.
         verdict: of the last image; None for a network without modalities.
         on_progress: called after each tile with the share of the image that is done.
     """
@@ -53,6 +56,7 @@ class ModalityPredictor(nnUNetPredictor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.told: str | None = None
+        self.likelihood: Sequence[float] | None = None
         self.verdict: Verdict | None = None
         self.on_progress: Callable[[float], Any] | None = None
         self._heard: list[Tensor] = []  # modality logits of each forward
@@ -93,7 +97,10 @@ class ModalityPredictor(nnUNetPredictor):
             network.tell(told)
             logits = super().predict_logits_from_preprocessed_data(data)
             probabilities = torch.softmax(torch.cat(self._heard).float().cpu(), dim=1)  # [tiles, M]
-            mean = probabilities.mean(0)
+            seen = mean = probabilities.mean(0)
+            if self.likelihood is not None:
+                mean = seen * torch.tensor(self.likelihood)
+                mean = mean / mean.sum()
             inferred = int(mean.argmax())
             agreeing = int((probabilities.argmax(1) == inferred).sum())
             again = told is None and agreeing < len(probabilities)
@@ -110,6 +117,7 @@ class ModalityPredictor(nnUNetPredictor):
             round(float(mean[used]), 4),
             network.modalities[inferred],
             round(float(mean[inferred]), 4),
+            network.modalities[int(seen.argmax())],
             len(probabilities),
             agreeing,
             again,

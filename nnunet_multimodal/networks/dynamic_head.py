@@ -43,7 +43,8 @@ class DynamicHead(nn.Module):
         self.text_to_vision = nn.Sequential(nn.Linear(text, width), nn.ReLU())
         self.controller = nn.Linear(2 * width, PARAMETERS)
         self.reduce = nn.ModuleList(
-            nn.Sequential(_group_norm(channels), nn.ReLU(), convolution(channels, HIDDEN, 1)) for channels in scales
+            nn.Sequential(_group_norm(channels), nn.ReLU(inplace=True), convolution(channels, HIDDEN, 1))
+            for channels in scales
         )
 
     def parameters_of(self, pooled: Tensor, text: Tensor) -> Tensor:
@@ -57,7 +58,11 @@ class DynamicHead(nn.Module):
 
     def forward(self, feature: Tensor, theta: Tensor, scale: int = 0) -> Tensor:
         """feature [B, S2, ...] of a scale, theta [B, C, 153] -> logits [B, C, ...]."""
-        reduced = self.reduce[scale](feature)
+        reduce = self.reduce[scale]
+        if torch.is_grad_enabled():  # what it keeps would be as large as the feature itself; it costs little again
+            reduced = checkpoint(reduce, feature, use_reentrant=False, preserve_rng_state=False)
+        else:
+            reduced = reduce(feature)
         return dynamic_convolutions(reduced.flatten(2), theta).unflatten(2, feature.shape[2:])
 
 

@@ -55,6 +55,7 @@ class TextConditionedNetwork(nn.Module):
         modalities: their names, in the order of the embeddings' rows.
         classes: C, background included where the labels have one.
         text: E, length of an embedding.
+        only: the one modality that is trained, if it is one: it is then every image's unless another one is told.
 
     Attributes:
         text_embeddings: buffer [M, C, E], frozen; filled by the trainer, at prediction by the checkpoint.
@@ -73,10 +74,12 @@ class TextConditionedNetwork(nn.Module):
         classes: int,
         text: int,
         deep_supervision: bool,
+        only: int | None = None,
     ) -> None:
         super().__init__()
         self.modalities = modalities
         self.deep_supervision = deep_supervision
+        self.only = only
         self.register_buffer("text_embeddings", torch.zeros(len(modalities), classes, text))
         self.head = DynamicHead(encoder[-1], scales, text, ndim)
         self.modality_head = ModalityHead(encoder, len(modalities))
@@ -110,10 +113,13 @@ class TextConditionedNetwork(nn.Module):
         features = self.features(image)
         modality_logits = self.modality_head(features.encoder)
         self.modality_logits = modality_logits.detach()
+        if self.only is not None:  # the head has seen no other one to tell it from
+            self.modality_logits = torch.full_like(self.modality_logits, -LIMIT)
+            self.modality_logits[:, self.only] = LIMIT
         if self.told is not None:
             modality = self.told.expand(image.shape[0])
         else:
-            modality = modality_logits.argmax(1)
+            modality = self.modality_logits.argmax(1)
         pooled = self.head.pool(features.encoder[-1])
         theta = self.head.parameters_of(pooled, self.text_embeddings[modality])
         wanted = features.scales if self.deep_supervision else features.scales[:1]

@@ -21,7 +21,7 @@ class TextSwinUNETR(TextConditionedNetwork):
     Args:
         ndim: 2 or 3.
         feature_size: S2, 48 in the paper; the bottleneck has 16 times as many channels.
-        modalities, classes, text: see ``TextConditionedNetwork``.
+        modalities, classes, text, only: see ``TextConditionedNetwork``.
         channels: of the image.
     """
 
@@ -33,11 +33,12 @@ class TextSwinUNETR(TextConditionedNetwork):
         text: int,
         feature_size: int = 48,
         channels: int = 1,
+        only: int | None = None,
     ) -> None:
         from monai.networks.nets import SwinUNETR  # a second of import that the U-Net does not need
 
         stages = [feature_size * 2**stage for stage in range(5)]
-        super().__init__([feature_size], stages, ndim, modalities, classes, text, deep_supervision=False)
+        super().__init__([feature_size], stages, ndim, modalities, classes, text, deep_supervision=False, only=only)
         backbone: Any = SwinUNETR(in_channels=channels, out_channels=1, feature_size=feature_size, spatial_dims=ndim)
         self.backbone = backbone
         self.backbone.out = nn.Identity()  # its own head; what comes out is the last decoder feature

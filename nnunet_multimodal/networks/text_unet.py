@@ -17,15 +17,21 @@ class TextUNet(TextConditionedNetwork):
 
     Args:
         network: nnU-Net's U-Net from the plans.
-        modalities, classes, text, deep_supervision: see ``TextConditionedNetwork``.
+        modalities, classes, text, deep_supervision, only: see ``TextConditionedNetwork``.
     """
 
     def __init__(
-        self, network: Any, modalities: tuple[str, ...], classes: int, text: int, deep_supervision: bool
+        self,
+        network: Any,
+        modalities: tuple[str, ...],
+        classes: int,
+        text: int,
+        deep_supervision: bool,
+        only: int | None = None,
     ) -> None:
         channels = list(network.encoder.output_channels)
         ndim = 2 if network.encoder.conv_op is nn.Conv2d else 3
-        super().__init__(channels[:-1], channels, ndim, modalities, classes, text, deep_supervision)
+        super().__init__(channels[:-1], channels, ndim, modalities, classes, text, deep_supervision, only)
         self.encoder: Any = network.encoder
         self.decoder: Any = network.decoder
         # The stock heads would be parameters without a gradient, on which distributed training stops.

@@ -126,8 +126,9 @@ class nnUNetTrainerMulModSeg(MultimodalTrainer):
             if not settings["text_head"]:
                 return unet
         modalities, text = tuple(settings["modalities"]), settings["text_dimension"]
+        only = None if settings["only_modality"] is None else modalities.index(settings["only_modality"])
         if settings["backbone"] == "unet":
-            return TextUNet(unet, modalities, num_output_channels, text, enable_deep_supervision)
+            return TextUNet(unet, modalities, num_output_channels, text, enable_deep_supervision, only)
         return TextSwinUNETR(
             len(configuration_manager.patch_size),
             modalities,
@@ -135,6 +136,7 @@ class nnUNetTrainerMulModSeg(MultimodalTrainer):
             text,
             settings["feature_size"],
             num_input_channels,
+            only,
         )
 
     def initialize(self) -> None:

@@ -127,6 +127,14 @@ def test_predicting_inferred_told_and_told_wrong(shop: Workshop, monkeypatch: py
     assert len(called) == 3  # what is finished is not done again
 
 
+def test_a_specialist_is_told_its_own_modality_of_every_image(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(compare_mixed, "call", fake_predict(called))
+    compare_mixed.predict(shop, f"{NAME}_MRonly", 0, io.StringIO())
+    (words,) = called
+    assert words[words.index("--modality") + 1] == "MR" and "--modality-map" not in words
+
+
 def said(modality: str, inferred: str, agreeing: int = 8) -> dict[str, Any]:
     return {
         "modality": modality, "how": "inferred", "inferred": inferred, "inferred_confidence": 0.75, "tiles": 8,
@@ -176,9 +184,12 @@ def test_table_of_what_is_finished(shop: Workshop, tmp_path: Path, monkeypatch: 
     finish(shop, NAME, NAME, 0, {"CT": 0.9, "T1w": 0.5, "T2w": 0.7}, opinion=True)
     finish(shop, NAME, f"{NAME}_told_wrong", 0, {"CT": 0.8, "T1w": 0.1, "T2w": 0.3}, opinion=True)
     finish(shop, "nnUNetTrainer", "nnUNetTrainer", 0, {"CT": None, "T1w": 0.5, "T2w": None}, opinion=False)
+    special = f"{NAME}_CTonly"
+    finish(shop, special, special, 0, {"CT": 0.9, "T1w": 0.0, "T2w": 0.0}, opinion=True)
     summary = summarise(shop, [0], TINY.methods)
-    assert list(summary) == [NAME, f"{NAME}_told_wrong", "nnUNetTrainer"]
-    assert [entry["modality"] for entry in summary.values()] == ["inferred", "told a wrong one", "inferred"]
+    assert list(summary) == [NAME, f"{NAME}_told_wrong", "nnUNetTrainer", special]
+    assert [entry["modality"] for entry in summary.values()] == ["inferred", "told a wrong one", "inferred", "told CT"]
+    assert summary[special]["seeds"]["0"]["recognised"] is None  # it knows but one
     assert summary[NAME]["text"] == {"encoder": "one_hot"} and summary["nnUNetTrainer"]["text"] is None
     assert summary[NAME]["settings"]["initial_lr"] == 0.5
     assert summary[NAME]["seeds"]["0"]["DSC"]["organs"]["MR"] == {"liver": 0.6, "spleen": 0.6}
@@ -213,7 +224,8 @@ def test_comparisons_are_consistent(comparison: MixedComparison) -> None:
     contrasts = comparison.contrasts
     assert len(set(contrasts)) == len(contrasts) and len(comparison.modalities) > 1
     assert comparison.subjects_each % max(len(each) for each in comparison.modalities.values()) == 0
-    assert set(comparison.informed) <= set(comparison.methods)
+    assert set(comparison.informed) | set(comparison.specialists) <= set(comparison.methods)
+    assert set(comparison.specialists.values()) <= set(comparison.modalities)
     for method in comparison.methods.values():
         assert method.data == "mixed"
         assert method.trainer == "nnUNetTrainer" or parse_trainer_name(method.trainer)

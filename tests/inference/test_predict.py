@@ -181,7 +181,7 @@ def test_inferred(models, images: Path, capsys) -> None:
     assert written["harmonise"] is None and written["failed"] == {}
     assert written["cases"]["mr"] == {
         "modality": "MR", "how": "inferred", "confidence": pytest.approx(1, abs=0.1), "inferred": "MR",
-        "inferred_confidence": written["cases"]["mr"]["confidence"], "tiles": LOOKS, "tiles_agreeing": LOOKS,
+        "inferred_confidence": written["cases"]["mr"]["confidence"], "network": "MR", "tiles": LOOKS, "tiles_agreeing": LOOKS,
         "predicted_twice": False, "used": True, "file": "mr.nii.gz",
     }  # fmt: skip
     assert written["cases"]["ct"]["modality"] == "CT"
@@ -191,6 +191,18 @@ def test_inferred(models, images: Path, capsys) -> None:
     assert sorted(path.name for path in (images.parent / "out").iterdir()) == [
         "ct.nii.gz", "dataset.json", "mr.nii.gz", "plans.json", "predictions.json",
     ]  # fmt: skip
+
+
+def test_air_in_hounsfield_units_gives_ct_away(models, images: Path) -> None:
+    """Though the network takes it for MR; what it then predicts is what it would if it were told."""
+    noise = picture("MR", 3)
+    noise[:, :4] = -1000
+    save(images / "mr_0000.nii.gz", noise)
+    assert predict(models["text"], images) == 0
+    found, entry = segmentation(images, "mr"), report(images)["cases"]["mr"]
+    assert (entry["modality"], entry["network"], entry["predicted_twice"]) == ("CT", "MR", True)
+    assert predict(models["text"], images, "--modality", "CT") == 0
+    assert np.array_equal(segmentation(images, "mr"), found)
 
 
 def test_told_for_all_and_warned_where_the_network_is_sure_of_another(models, images: Path, capsys) -> None:

@@ -74,6 +74,21 @@ def test_each_image_of_a_batch_finds_out_for_itself() -> None:
     torch.testing.assert_close(whole, alone, atol=1e-5, rtol=0)
 
 
+def test_trained_on_one_modality_it_takes_every_image_for_that_one() -> None:
+    network = make_text_unet()
+    with torch.no_grad():
+        network.modality_head.linear.bias.copy_(torch.tensor([0.0, 0.0, 9.0]))
+        image = torch.randn(2, 1, 16, 8)
+        network.tell(1)
+        wanted = network(image)
+        network.tell(None)
+        network.only = 1
+        assert torch.equal(network(image), wanted)
+        assert network.modality_logits is not None and network.modality_logits.argmax(1).tolist() == [1, 1]
+        network.tell(0)
+        assert not torch.equal(network(image), wanted)
+
+
 @pytest.mark.parametrize("wrong", [3, -1])
 def test_an_unknown_modality_is_refused(wrong: int) -> None:
     with pytest.raises(IndexError, match="3, CT, MR, PET"):

@@ -101,6 +101,7 @@ def test_without_alternation_batches_are_mixed_and_each_image_is_told() -> None:
 def test_one_modality_alone(only: str) -> None:
     trainer = started(f"{NAME}_{only}only")
     assert {frozenset(modalities_of(next(trainer.dataloader_train))) for _ in range(5)} == {frozenset({only})}
+    assert trainer.bare_network().only == TABLE["modalities"].index(only)
 
 
 def test_any_number_of_modalities() -> None:
