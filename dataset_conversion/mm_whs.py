@@ -22,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_multimodal.commands.convert import repairs_of
 from nnunet_multimodal.conversion.cases import check_volumes, read_case
 from nnunet_multimodal.conversion.dataset import CaseFiles, Repairs, numbered, place_file
 from nnunet_multimodal.conversion.images import write_like
-from nnunet_multimodal.conversion.mixed_script import make_mixed_parser, parse, repairs_of, write_and_convert
+from nnunet_multimodal.conversion.mixed_script import make_mixed_parser, parse, write_and_convert
 from nnunet_multimodal.conversion.script import WriteCase, run_script
 from nnunet_multimodal.errors import DataProblem
 

@@ -28,10 +28,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nnunet_multimodal.commands.convert import repairs_of
 from nnunet_multimodal.conversion.dataset import FILE_ENDING, CaseFiles, Repairs, first_names, numbered, place_file
 from nnunet_multimodal.conversion.images import check_not_constant, read_labels, read_volume, write_like
 from nnunet_multimodal.conversion.merge_masks import merge_masks
-from nnunet_multimodal.conversion.mixed_script import make_mixed_parser, parse, repairs_of, write_and_convert
+from nnunet_multimodal.conversion.mixed_script import make_mixed_parser, parse, write_and_convert
 from nnunet_multimodal.conversion.script import WriteCase, run_script
 from nnunet_multimodal.errors import DataProblem, UsageError
 

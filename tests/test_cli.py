@@ -458,10 +458,12 @@ def test_a_check_that_cannot_import_is_a_finding(capsys) -> None:
 
 @pytest.fixture
 def verified(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What verify_raw_dataset will say; its own tests are elsewhere."""
+    """What check_raw_dataset will say; its own tests are elsewhere."""
     problems: list[str] = []
     module = types.ModuleType("nnunet_multimodal.conversion.verify")
-    module.verify_raw_dataset = lambda folder: [f"{folder.name}: {problem}" for problem in problems]  # type: ignore
+    module.check_raw_dataset = lambda folder: types.SimpleNamespace(  # type: ignore
+        problems=[f"{folder.name}: {problem}" for problem in problems], warnings=[]
+    )
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return problems
 

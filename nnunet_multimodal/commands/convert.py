@@ -10,10 +10,13 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_multimodal.environment import find_raw_dataset, require_nnunet_path
 from nnunet_multimodal.errors import DataProblem, UsageError
+
+if TYPE_CHECKING:
+    from nnunet_multimodal.conversion.dataset import Repairs
 
 DESCRIPTION = """\
 Make what a trainer needs out of folders of NIfTI images and labels of the same names.
@@ -99,7 +102,7 @@ def _add_dataset_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         drawn = parser.add_argument_group("scribbles")
         drawn.add_argument("--seed", type=natural_number, default=0, help="of the simulation (default: %(default)s)")
         drawn.add_argument("--every", type=int, default=1, metavar="N", help="draw on every n-th slice of an organ")
-    _add_repairs(parser)
+    add_repairs(parser)
 
 
 def _add_channel_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +127,7 @@ def _add_channel_arguments(parser: argparse.ArgumentParser) -> None:
         help="2d: how far beyond the outer scribbled slices they still serve; inf is everywhere (default: %(default)s)",
     )
     out.add_argument("--overwrite", action="store_true", help="replace files of the same name")
-    _add_repairs(parser)
+    add_repairs(parser)
 
 
 def _add_label_names(group: Any, default: str) -> None:
@@ -137,7 +140,8 @@ def _add_label_names(group: Any, default: str) -> None:
     )
 
 
-def _add_repairs(parser: argparse.ArgumentParser) -> None:
+def add_repairs(parser: argparse.ArgumentParser) -> None:
+    """The options that ``repairs_of`` reads."""
     repairs = parser.add_argument_group("repairs (each only if you ask for it)")
     repairs.add_argument("--nan-to", type=finite_number, metavar="VALUE", help="replace NaN and infinite image voxels")
     repairs.add_argument("--fix-header", action="store_true", help="labels and scribbles take their image's geometry")
@@ -167,7 +171,7 @@ def _run_dataset(args: argparse.Namespace) -> int:
         args.dataset_id,
         args.name,
         label_names=_label_names(args),
-        repairs=_repairs(args),
+        repairs=repairs_of(args),
         overwrite=args.overwrite,
         **options,
     )
@@ -207,7 +211,7 @@ def _run_channels(args: argparse.Namespace) -> int:
         args.output,
         configuration_dims=args.dims,
         reach=args.reach,
-        repairs=_repairs(args),
+        repairs=repairs_of(args),
         overwrite=args.overwrite,
         slice_axis=_slice_axis(args.dataset),
     )
@@ -247,7 +251,8 @@ def _organs(args: argparse.Namespace) -> dict[str, int]:
     return organs
 
 
-def _repairs(args: argparse.Namespace) -> Any:
+def repairs_of(args: argparse.Namespace) -> Repairs:
+    """What the user allows to be put right."""
     from nnunet_multimodal.conversion.dataset import Repairs
 
     return Repairs(args.nan_to, args.fix_header, args.allow_affine_mismatch, args.reorthonormalize)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nnunet_multimodal.commands.convert import _add_repairs, _repairs
+from nnunet_multimodal.commands.convert import add_repairs, repairs_of
 from nnunet_multimodal.commands.convert_table import name_list
 from nnunet_multimodal.environment import require_nnunet_path
 from nnunet_multimodal.errors import UsageError
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="store CT clipped to [-275, 125] HU, others to their 0.5 and 99.5 percentiles, both as 0 to 1",
     )
     out.add_argument("--strict", action="store_true", help="an image that does not look like its modality is an error")
-    _add_repairs(parser)
+    add_repairs(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         args.name,
         wanted,
         harmonise=args.harmonise,
-        repairs=_repairs(args),
+        repairs=repairs_of(args),
         overwrite=args.overwrite,
         unnamed_to_background=args.unnamed_to_background,
         strict=args.strict,

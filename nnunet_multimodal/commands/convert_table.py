@@ -22,7 +22,9 @@ it is preprocessed already: nothing has to be planned or preprocessed again for 
 The modality comes from a CSV with the columns case,modality[,patient], or from the names of the cases:
   --pattern '_(?P<modality>CT|MR)_'             the group 'modality' is the name of the modality
   --pattern CT='^amos_0[0-4]' MR='^amos_0[56]'  NAME=REGEX for each; a name must fit those of one modality only
-Expressions are Python's and are searched for anywhere in the name; a group 'patient' in them names the patient."""
+Expressions are Python's and are searched for anywhere in the name; a group 'patient' in them names the patient.
+
+All images are read: a CT without a voxel below -200 HU, or another image with one, is named in a warning."""
 
 EXAMPLE = """\
 nnunet_multimodal convert table -d 602 --csv modalities.csv
@@ -45,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--patient-pattern", metavar="REGEX", help="its group, or all that it matches, is the patient of the case"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a table that is there")
+    parser.add_argument(
+        "--strict", action="store_true", help="an image that does not look like its modality is an error"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         found = tables.match_names(cases, tables.Patterns.parse(args.pattern))
     patients = tables.match_patients(cases, args.patient_pattern) if args.patient_pattern else None
     table = tables.make_table(found, cases, args.modalities, args.rename, patients, where)
+    _report_doubts(tables.doubtful_cases(raw, content, table), args.strict)
     preprocessed = _preprocessed(raw.name)
     written = tables.add_table([raw, *([preprocessed] if preprocessed else [])], table, args.overwrite)
 
@@ -80,6 +86,22 @@ def run(args: argparse.Namespace) -> int:
         print(f"Next: nnUNetv2_plan_and_preprocess -d {dataset_id} -c 2d --verify_dataset_integrity")
     print(f"{'Next:' if preprocessed else '     '} nnUNetv2_train {dataset_id} 2d 0 -tr nnUNetTrainerMulModSeg")
     return 0
+
+
+def _report_doubts(doubts: Sequence[str], strict: bool) -> None:
+    """Warnings, of which each may be of an exchanged line in a CSV.
+
+    Raises:
+        DataProblem: there are some under ``--strict``.
+    """
+    from nnunet_multimodal.conversion.dataset import LISTED, numbered
+
+    if doubts and strict:
+        raise DataProblem(numbered("Nothing was written; put the table right, or leave --strict out.", doubts))
+    for doubt in doubts[:LISTED]:
+        print(f"warning: {doubt}", file=sys.stderr)
+    if len(doubts) > LISTED:
+        print(f"warning: the same of {len(doubts) - LISTED} more cases; doctor -d lists them all.", file=sys.stderr)
 
 
 def _preprocessed(name: str) -> Path | None:

@@ -92,12 +92,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_dataset(folder: Path, as_json: bool) -> int:
-    from nnunet_multimodal.conversion.verify import verify_raw_dataset
+    from nnunet_multimodal.conversion.verify import check_raw_dataset
 
-    problems = verify_raw_dataset(folder)
+    findings = check_raw_dataset(folder)
+    problems = findings.problems
     if as_json:
-        print(json.dumps({"ok": not problems, "folder": str(folder), "problems": problems}, indent=2))
+        content = {"ok": not problems, "folder": str(folder), "problems": problems, "warnings": findings.warnings}
+        print(json.dumps(content, indent=2))
     else:
+        for warning in findings.warnings:
+            print(f"{_MARKS['warning']} {warning}")
         for problem in problems:
             print(f"{_MARKS['error']} {problem}")
         if not problems:

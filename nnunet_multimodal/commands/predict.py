@@ -119,6 +119,7 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
     harmonise = _harmonise(dataset_json, [case.name for case in cases if case.name not in told])
     for message in messages:
         print(message)
+    _warn_of_untrained(predictor, told)
     report = Report(
         args.output / FILE_NAME,
         {
@@ -129,6 +130,7 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
             "harmonise": harmonise,
             "step_size": args.step_size,
             "mirroring": not args.disable_tta,
+            **({} if predictor.trained_on is None else {"trained_on": predictor.trained_on}),
         },
     )
     kept = report.take_over(told) if args.go_on else []
@@ -179,6 +181,17 @@ def _told(
             "and changes no segmentation" + (" but through --harmonise." if _method(predictor.dataset_json) else ".")
         )
     return told
+
+
+def _warn_of_untrained(predictor: Any, told: Mapping[str, str]) -> None:
+    """A model of one modality (_CTonly) has a row of text for each of its data set's, but has learned only one."""
+    other = sorted(set(told.values()) - {predictor.trained_on})
+    if predictor.trained_on is not None and other:
+        print(
+            f"warning: {predictor.trainer_name} was trained on {predictor.trained_on} alone and has never seen "
+            f"{' or '.join(other)}, which you say these images are.",
+            file=sys.stderr,
+        )
 
 
 def _method(dataset_json: Mapping[str, Any]) -> str | None:

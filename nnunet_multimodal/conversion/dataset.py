@@ -241,7 +241,7 @@ def remove_stale(raw: Path, dataset_id: int) -> None:
     """Clear up after runs on this data set that were killed: half-made folders go, a set-aside data set comes back."""
     for leftover in sorted(raw.glob(f".Dataset{dataset_id:03d}_*.*-*")):
         match = re.fullmatch(r"\.(Dataset\d{3}_.+)\.(partial|replaced)-(\d+)", leftover.name)
-        if match is None or _is_running(int(match[3])):
+        if match is None or is_running(int(match[3])):
             continue
         if match[2] == "replaced" and not existing_datasets(raw, dataset_id):
             os.replace(leftover, raw / match[1])
@@ -249,7 +249,8 @@ def remove_stale(raw: Path, dataset_id: int) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether another process of this number lives on this machine, so that what it began is not a leftover."""
     if pid == os.getpid():
         return False  # a process converts one data set at a time, so this is from an earlier one with our number
     if os.name == "nt":

@@ -25,8 +25,7 @@ from nnunet_multimodal.conversion.images import Volume, write_like
 from nnunet_multimodal.data.modality import ModalityTable
 from nnunet_multimodal.environment import require_nnunet_path
 from nnunet_multimodal.errors import DataProblem, UsageError
-
-AIR = -200  # HU; every CT of a patient has air or lung or fat below it, hardly any other image has such values
+from nnunet_multimodal.inference.hounsfield import AIR
 
 log = logging.getLogger(__name__)
 

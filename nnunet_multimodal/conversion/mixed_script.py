@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from nnunet_multimodal.commands.convert import _add_repairs, _repairs
-from nnunet_multimodal.conversion.dataset import FILE_ENDING, CaseFiles, Repairs, require_free
+from nnunet_multimodal.commands.convert import add_repairs, repairs_of
+from nnunet_multimodal.conversion.dataset import FILE_ENDING, CaseFiles, require_free
 from nnunet_multimodal.conversion.harmonise import METHODS
 from nnunet_multimodal.conversion.mixed import Source, convert_mixed
 from nnunet_multimodal.conversion.script import WriteCase, write_cases
@@ -52,7 +52,7 @@ def make_mixed_parser(
     parser.add_argument(
         "--strict", action="store_true", help="an image that does not look like its modality is an error"
     )
-    _add_repairs(parser)
+    add_repairs(parser)
     return parser
 
 
@@ -74,11 +74,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
             raise UsageError(f"No such folder: {getattr(args, root)}")
     require_free(require_nnunet_path("nnUNet_raw"), args.dataset_id, args.name, args.overwrite)
     return args
-
-
-def repairs_of(args: argparse.Namespace) -> Repairs:
-    repairs: Repairs = _repairs(args)
-    return repairs
 
 
 def choose_cases(args: argparse.Namespace, found: Mapping[str, Mapping[str, Case]]) -> dict[str, dict[str, Case]]:

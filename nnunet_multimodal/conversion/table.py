@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from nnunet_multimodal.conversion.dataset import first_names, numbered, write_json
-from nnunet_multimodal.conversion.images import SUFFIXES
-from nnunet_multimodal.conversion.verify import collect_cases, ct_channel, load_json
+from nnunet_multimodal.conversion.images import SUFFIXES, read_volume
+from nnunet_multimodal.conversion.mixed import doubt_modality
+from nnunet_multimodal.conversion.verify import NOT_CHECKED, collect_cases, ct_channel, is_harmonised, load_json
 from nnunet_multimodal.data.modality import SECTION, ModalityTable
 from nnunet_multimodal.errors import DataProblem, UsageError
 
@@ -63,6 +66,35 @@ def training_cases(folder: Path, content: Mapping[str, Any]) -> list[str]:
     if not names:
         raise DataProblem(problems[0] if problems else f"No *_0000{content['file_ending']} in {folder / 'imagesTr'}.")
     return names
+
+
+def doubtful_cases(folder: Path, content: Mapping[str, Any], table: ModalityTable) -> list[str]:
+    """Images that do not look like what the table says (faults.md 20 and 21); reads channel 0 of all cases.
+
+    Args:
+        folder: the raw data set.
+        content: its dataset.json. Harmonised images are not read: their values tell nothing.
+        table: case -> modality.
+
+    Returns:
+        A sentence for each such case, and for each image that cannot be read.
+    """
+    ending = content["file_ending"]
+    if is_harmonised(content):
+        return []
+    if ending not in SUFFIXES:
+        return [f"file_ending is {ending!r}, expected {' or '.join(SUFFIXES)}; {NOT_CHECKED}."]
+    doubts = []
+    cases, _ = collect_cases(folder, content, ending)
+    with_image = {case: files.channels[0] for case, files in sorted(cases.items()) if 0 in files.channels}
+    for case, path in tqdm(with_image.items(), desc=f"reading {folder.name}", unit="case", disable=None):
+        try:
+            doubt = doubt_modality(table.case_modality[case], read_volume(path, nan_to=0.0, reorthonormalize=True))
+        except DataProblem as problem:
+            doubt = str(problem)
+        if doubt:
+            doubts.append(f"case {case}: {doubt}")
+    return doubts
 
 
 def held_out_cases(folder: Path, ending: str) -> set[str]:

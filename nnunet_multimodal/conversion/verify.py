@@ -27,12 +27,14 @@ from nnunet_multimodal.conversion.images import (
     read_labels,
     read_volume,
 )
+from nnunet_multimodal.conversion.mixed import doubt_modality
 from nnunet_multimodal.data.modality import SECTION, ModalityTable, has_table
 from nnunet_multimodal.data.splits import FILE_NAME, advise, folds_without, read_splits, stale_cases
 from nnunet_multimodal.errors import DataProblem
 
 REQUIRED = ("channel_names", "labels", "numTraining", "file_ending")
 CT_NAMES = {"ct"}  # nnU-Net compares without case
+NOT_CHECKED = "the images were not checked"
 
 
 @dataclass
@@ -43,34 +45,60 @@ class RawFiles:
     label: Path | None = None
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What is to be said of a data set.
+
+    Attributes:
+        problems: what would stop or mislead nnU-Net.
+        warnings: what may be as it should, but rarely is.
+    """
+
+    problems: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+
 def verify_raw_dataset(folder: Path) -> list[str]:
     """The problems of an nnU-Net raw data set; an empty list if there are none.
 
     Args:
         folder: the folder with dataset.json, imagesTr and labelsTr.
     """
+    return check_raw_dataset(folder).problems
+
+
+def check_raw_dataset(folder: Path) -> Findings:
+    """The same with the warnings."""
     content, problems = load_json(folder)
     if content is None:
-        return problems
+        return Findings(problems)
     problems += _check_keys(content)
     if any(key not in content for key in REQUIRED):
-        return problems
+        return Findings(problems)
     ids, label_problems = _label_ids(content["labels"])
     problems += label_problems + _check_channel_names(content)
     ending = content["file_ending"]
     if ending not in SUFFIXES:
-        return [*problems, f"file_ending is {ending!r}, expected .nii.gz or .nii; the images were not checked."]
+        return Findings([*problems, f"file_ending is {ending!r}, expected {' or '.join(SUFFIXES)}; {NOT_CHECKED}."])
     cases, file_problems = collect_cases(folder, content, ending)
     problems += file_problems
     whole, more = _check_completeness(folder, cases, len(content["channel_names"]), content["numTraining"])
     problems += more
-    problems += _check_table(content, folder, [case for case, files in cases.items() if files.channels])
+    with_images = [case for case, files in cases.items() if files.channels]
+    table, more = _check_table(content, with_images)
+    problems += more + _check_splits(folder, with_images, table)
+    of_case = {} if table is None or is_harmonised(content) else table.case_modality
     # nibabel reads sheared directions, ITK does not
     sheared_is_read = str(content.get("overwrite_image_reader_writer", "")).startswith("NibabelIO")
     scribbles = {int(index) for index, name in content["channel_names"].items() if name == SCRIBBLE_CHANNEL}
-    for files in tqdm(whole, desc=f"checking {folder.name}", unit="case", disable=None):
-        problems += _check_case(files, ids, scribbles, sheared_is_read)
-    return problems
+    warnings = []
+    for case, files in tqdm(whole.items(), desc=f"checking {folder.name}", unit="case", disable=None):
+        more, image = _check_case(files, ids, scribbles, sheared_is_read)
+        problems += more
+        if image is not None and image.path == files.channels[0] and case in of_case:
+            doubt = doubt_modality(of_case[case], image)
+            warnings += [f"case {case}: {doubt}"] if doubt else []
+    return Findings(problems, warnings)
 
 
 # --- dataset.json ----------------------------------------------------------------------------------------------------
@@ -180,23 +208,34 @@ def _modalities(content: Mapping[str, Any]) -> set[str]:
     return {*map(str, names), *(["MR"] if own.get("layout") == "crossmr" else [])}
 
 
-def _check_table(content: Mapping[str, Any], folder: Path, cases: Iterable[str]) -> list[str]:
-    """The modality table (row 32), and whether an existing splits_final.json fits cases and table (rows 31 and 40)."""
-    problems = []
+def is_harmonised(content: Mapping[str, Any]) -> bool:
+    """Whether the images were brought to one scale, on which CT and MR look alike (``--harmonise``)."""
+    own = content.get(SECTION)
+    return isinstance(own, dict) and bool(own.get("harmonise"))
+
+
+def _check_table(content: Mapping[str, Any], cases: Iterable[str]) -> tuple[ModalityTable | None, list[str]]:
+    """The modality table, and what is wrong with it (row 32)."""
     table: ModalityTable | None = None
     if isinstance(content.get(SECTION), dict) and has_table(content):
         try:
             table = ModalityTable.from_dataset_json(content)
             table.require(cases)
         except DataProblem as problem:
-            problems.append(str(problem))
+            return table, [str(problem)]
+    return table, []
+
+
+def _check_splits(folder: Path, cases: Iterable[str], table: ModalityTable | None) -> list[str]:
+    """Whether an existing splits_final.json fits cases and table (rows 31 and 40)."""
     path = splits_file(folder.name)
     if path is None:
-        return problems
+        return []
+    problems = []
     try:
         splits = read_splits(path)
     except DataProblem as problem:
-        return [*problems, str(problem)]
+        return [str(problem)]
     gone, new = stale_cases(splits, cases)
     remedy = "Run nnUNetv2_preprocess and delete the file: new splits are then made."
     if gone:
@@ -259,9 +298,10 @@ def _files(folder: Path, ending: str) -> list[str]:
 
 def _check_completeness(
     folder: Path, cases: Mapping[str, RawFiles], channels: int, expected_cases: int
-) -> tuple[list[RawFiles], list[str]]:
+) -> tuple[dict[str, RawFiles], list[str]]:
     """The cases that have all their files, and what the others lack (rows 7 and 9)."""
-    problems, whole = [], []
+    problems: list[str] = []
+    whole: dict[str, RawFiles] = {}
     for case, files in sorted(cases.items()):
         if files.channels and sorted(files.channels) != [*range(channels)]:
             problems.append(
@@ -269,7 +309,7 @@ def _check_completeness(
                 f"found {_channels(files.channels)} in imagesTr."
             )
         elif files.channels and files.label is not None:
-            whole.append(files)
+            whole[case] = files
     unlabelled = [case for case, files in sorted(cases.items()) if files.label is None]
     orphans = [case for case, files in sorted(cases.items()) if not files.channels]
     if unlabelled:
@@ -289,8 +329,14 @@ def _channels(indices: Any) -> str:
 # --- voxels ----------------------------------------------------------------------------------------------------------
 
 
-def _check_case(files: RawFiles, ids: set[int] | None, scribbles: set[int], sheared_is_read: bool) -> list[str]:
-    """Every file of a case by itself, and all of them against the first channel (rows 11 to 19, 23, 24, 27, 28)."""
+def _check_case(
+    files: RawFiles, ids: set[int] | None, scribbles: set[int], sheared_is_read: bool
+) -> tuple[list[str], Volume | None]:
+    """Every file of a case by itself, and all of them against the first channel (rows 11 to 19, 23, 24, 27, 28).
+
+    Returns:
+        the problems, and the first channel that can be used.
+    """
     problems: list[str] = []
     first: Volume | None = None
     seen: set[Path] = set()
@@ -311,7 +357,7 @@ def _check_case(files: RawFiles, ids: set[int] | None, scribbles: set[int], shea
             continue
         first = first or volume
     if files.label is None:
-        return problems
+        return problems, first
     try:
         label = read_labels(files.label, reorthonormalize=sheared_is_read)
         if ids is not None:
@@ -320,7 +366,7 @@ def _check_case(files: RawFiles, ids: set[int] | None, scribbles: set[int], shea
             compare_geometry(first, label, "label")
     except DataProblem as problem:
         problems.append(_without_options(problem))
-    return problems
+    return problems, first
 
 
 def _check_scribble_channel(volume: Volume) -> None:

@@ -55,7 +55,7 @@ class ModalityTable:
             found = sorted({of_case[case] for case in unknown})
             close = difflib.get_close_matches(found[0], table.modalities, n=1, cutoff=0.5)
             raise DataProblem(
-                f"{where}: {len(unknown)} cases have an unknown modality ({', '.join(found)}): {_names(unknown)}. "
+                f"{where}: {len(unknown)} cases have an unknown modality ({', '.join(found)}): {first_names(unknown)}. "
                 f"Allowed: {', '.join(table.modalities)}." + (f" Did you mean {close[0]}?" if close else "")
             )
         return table
@@ -74,7 +74,7 @@ class ModalityTable:
         missing = sorted(set(cases) - self.case_modality.keys())
         if missing:
             raise DataProblem(
-                f"{where}: {len(missing)} cases are not in the modality table: {_names(missing)}. Add them with one of "
+                f"{where}: {len(missing)} cases are not in the modality table: {first_names(missing)}. Add them with one of "
                 f"{', '.join(self.modalities)}: nnunet_multimodal convert table"
             )
 
@@ -93,6 +93,7 @@ def has_table(dataset_json: Mapping[str, Any]) -> bool:
     return "case_modality" in (dataset_json.get(SECTION) or {})
 
 
-def _names(cases: list[str]) -> str:
+def first_names(cases: list[str]) -> str:
+    """The first ten names, and how many more there are."""
     more = f" and {len(cases) - LISTED} more" if len(cases) > LISTED else ""
     return ", ".join(cases[:LISTED]) + more

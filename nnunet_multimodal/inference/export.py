@@ -29,7 +29,7 @@ def write_segmentation(path: Path, segmentation: np.ndarray, image: Path) -> Non
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         nib.save(nib.Nifti1Image(voxels, original.affine, header), temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
-from nnunet_multimodal.conversion.dataset import _is_running, write_json
+from nnunet_multimodal.conversion.dataset import is_running, write_json
 from nnunet_multimodal.conversion.images import SUFFIXES, check_not_constant, read_volume
 from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, MultimodalError, UsageError
 from nnunet_multimodal.inference.hounsfield import likelihood, share_of_air
@@ -282,7 +282,7 @@ def _partial_folder(output: Path) -> Iterator[Path]:
     output.mkdir(parents=True, exist_ok=True)
     head = f".partial-{platform.node()}-"
     for left in output.glob(f"{head}*"):
-        if left.name.removeprefix(head).isdigit() and not _is_running(int(left.name.removeprefix(head))):
+        if left.name.removeprefix(head).isdigit() and not is_running(int(left.name.removeprefix(head))):
             shutil.rmtree(left, ignore_errors=True)
     partial = output / f"{head}{os.getpid()}"
     partial.mkdir()

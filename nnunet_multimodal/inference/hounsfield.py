@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-AIR = -200.0  # HU; air, lung and bowel gas lie below it, and hardly any voxel of another modality does
+AIR = -200  # HU; air, lung and bowel gas lie below it, and hardly any voxel of another modality does
 ENOUGH = 0.01  # share of such voxels
 # P(what is seen | modality): a CT may be cut to the inside of the body; an MR with such values is a strange export.
 SEEN_IN_CT, SEEN_ELSEWHERE = 0.95, 0.001

@@ -10,7 +10,10 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
+from nnunet_multimodal.data.modality import SECTION
 from nnunet_multimodal.networks import TextConditionedNetwork
+
+FLAT = 0.05  # share of the most varied tile's spread; below it a tile shows air or padding, which is of no modality
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,12 @@ class Verdict:
     Attributes:
         modality: with which the case was predicted.
         how: ``told`` or ``inferred``.
-        confidence: probability of ``modality``: the network's, mean over all tiles, and what the intensities say.
+        confidence: probability of ``modality``: the network's, mean over the tiles weighted by their spread of
+            intensities, and what the intensities say.
         inferred: the modality with the highest such probability.
         inferred_confidence: that probability.
         network: the modality that the network alone takes it for.
-        tiles: how many times the network looked: tiles x mirrorings x folds.
+        tiles: how many times the network looked at a tile that is not flat: tiles x mirrorings x folds.
         tiles_agreeing: in how many of them ``inferred`` was also the single tile's modality.
         predicted_twice: tiles disagreed, so that the case was predicted again as one modality.
     """
@@ -44,7 +48,8 @@ class ModalityPredictor(nnUNetPredictor):
     """Stock prediction of any model; of a text-conditioned one with one modality a case.
 
     Left alone, the network decides tile by tile. Where all tiles agree, the logits are exactly the stock predictor's;
-    where one does not, the case is predicted again with the modality that is likeliest on average told.
+    where one does not, the case is predicted again with the modality that is likeliest on average told. Flat tiles
+    (air, padding) have no say, and are worth no second prediction.
 
     Attributes:
         told: modality of the next images; None lets the network infer it. A network without modalities ignores it.
@@ -59,7 +64,7 @@ class ModalityPredictor(nnUNetPredictor):
         self.likelihood: Sequence[float] | None = None
         self.verdict: Verdict | None = None
         self.on_progress: Callable[[float], Any] | None = None
-        self._heard: list[Tensor] = []  # modality logits of each forward
+        self._heard: list[tuple[Tensor, Tensor]] = []  # of each forward: modality logits [B, M], spread of a tile [B]
         self._done = self._tile_share = 0.0
 
     @property
@@ -72,6 +77,13 @@ class ModalityPredictor(nnUNetPredictor):
     def modalities(self) -> tuple[str, ...]:
         """The modalities that the network knows; empty for one that has none."""
         return () if self.conditioned is None else tuple(self.conditioned.modalities)
+
+    @property
+    def trained_on(self) -> str | None:
+        """The one modality of a data set of several that the model was trained on; None for all of them."""
+        settings = self.configuration_manager.configuration.get(SECTION)
+        only = settings.get("only_modality") if isinstance(settings, dict) else None
+        return None if only is None else str(only)
 
     def initialize_from_trained_model_folder(self, *args: Any, **kwargs: Any) -> None:
         """As nnU-Net's; a conditioned network is not compiled, because telling it would compile it again."""
@@ -91,13 +103,15 @@ class ModalityPredictor(nnUNetPredictor):
         network.to(self.device)  # what is told goes where the network is
         self._heard.clear()
         listener = network.register_forward_hook(
-            lambda module, image, output: self._heard.append(module.modality_logits)
+            lambda module, images, output: self._heard.append((module.modality_logits, _spread(images[0])))
         )
         try:
             network.tell(told)
             logits = super().predict_logits_from_preprocessed_data(data)
-            probabilities = torch.softmax(torch.cat(self._heard).float().cpu(), dim=1)  # [tiles, M]
-            seen = mean = probabilities.mean(0)
+            logits_heard, spreads = (torch.cat(each).float().cpu() for each in zip(*self._heard))
+            votes = _votes(spreads)
+            probabilities = torch.softmax(logits_heard, dim=1)[votes > 0]  # [tiles, M]
+            seen = mean = votes[votes > 0] @ probabilities
             if self.likelihood is not None:
                 mean = seen * torch.tensor(self.likelihood)
                 mean = mean / mean.sum()
@@ -139,3 +153,16 @@ class ModalityPredictor(nnUNetPredictor):
         if self.on_progress is not None:
             self.on_progress(self._done)
         return prediction
+
+
+def _spread(images: Tensor) -> Tensor:
+    """images [B, 1, ...] -> [B], the standard deviation of each."""
+    return images.float().flatten(1).std(1, correction=0)
+
+
+def _votes(spreads: Tensor) -> Tensor:
+    """The weight of each tile [tiles], 1 in all: none for a flat one, the same for each where all are flat."""
+    weights = torch.where(spreads >= FLAT * spreads.max(), spreads, 0.0)
+    if not weights.sum() > 0:
+        weights = torch.ones_like(spreads)
+    return weights / weights.sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ PARAMETERS = sum(WEIGHTS) + sum(BIASES)  # 153
 GROUPS = 16
 
 # Values of one hidden layer that are alive at a time: on a CPU what its cache holds, on a GPU what keeps it busy.
-ALIVE_ON_CPU, ALIVE_ON_GPU = 2**21, 2**26
+ALIVE_ON_CPU, ALIVE_ON_GPU = 2**20, 2**26
 
 
 class DynamicHead(nn.Module):
@@ -90,33 +91,82 @@ def dynamic_convolutions(feature: Tensor, theta: Tensor, alive: int | None = Non
         [B, C, N].
     """
     classes, samples = theta.shape[1], feature.shape[0]
+    device = feature.device.type
+    if torch.is_autocast_enabled(device):  # one type throughout: the backward pass has no autocast
+        feature, theta = (each.to(torch.get_autocast_dtype(device)) for each in (feature, theta))
     (w1, w2, w3), (b1, b2, b3) = split_parameters(theta)
-    weights = (
+    if alive is None:
+        alive = ALIVE_ON_CPU if device == "cpu" else ALIVE_ON_GPU
+    logits: Tensor = _ThreeLayers.apply(
+        feature,
         w1.reshape(samples, classes * HIDDEN, HIDDEN),
         b1.reshape(samples, classes * HIDDEN, 1),
         w2.reshape(samples * classes, HIDDEN, HIDDEN),
         b2.reshape(samples * classes, HIDDEN, 1),
         w3.reshape(samples * classes, 1, HIDDEN),
         b3.reshape(samples * classes, 1, 1),
+        max(1, alive // (samples * classes * HIDDEN)),
     )
-    if alive is None:
-        alive = ALIVE_ON_CPU if feature.device.type == "cpu" else ALIVE_ON_GPU
-    piece = max(1, alive // (samples * classes * HIDDEN))
-    again = torch.is_grad_enabled() and (feature.requires_grad or theta.requires_grad)
-    pieces = []
-    for part in feature.split(piece, dim=2):
-        if again:
-            pieces.append(checkpoint(_three_layers, part, *weights, use_reentrant=False, preserve_rng_state=False))
-        else:
-            pieces.append(_three_layers(part, *weights))
-    return torch.cat(pieces, dim=2)
+    return logits
 
 
-def _three_layers(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> Tensor:
-    """x [B, 8, n] -> [B, C, n]; the first layer's classes share x, the others have their own input."""
-    hidden = torch.baddbmm(b1, w1, x).relu_()
-    hidden = torch.baddbmm(b2, w2, hidden.view(w2.shape[0], HIDDEN, -1)).relu_()
-    return torch.baddbmm(b3, w3, hidden).view(x.shape[0], -1, x.shape[2])
+class _ThreeLayers(torch.autograd.Function):
+    """The layers and their gradients, piece by piece.
+
+    Written out because autograd over pieces leaves holes of a hidden layer's size between the pieces' results: with 41
+    classes at 128^3, 5 GB of them. The first layer's classes share x, the others have their own input.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
+        """x [B, 8, N], weights and biases as above, voxels of a piece -> [B, C, N]."""
+        *layers, piece = arguments
+        ctx.save_for_backward(x, *layers)
+        ctx.piece = piece
+        classes = layers[2].shape[0] // x.shape[0]
+        logits = x.new_empty(x.shape[0], classes, x.shape[2])
+        for begin in range(0, x.shape[2], piece):
+            part = x[:, :, begin : begin + piece]
+            _, second = _hidden(part, *layers[:4])
+            logits[:, :, begin : begin + piece] = torch.baddbmm(layers[5], layers[4], second).view(
+                x.shape[0], classes, -1
+            )
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Of [B, C, N] to x and all weights and biases; sums over voxels in at least float32."""
+        (gradient,) = gradients
+        x, *layers = ctx.saved_tensors
+        w1, b1, w2, b2, w3, _ = layers
+        to_x = torch.empty_like(x)
+        sums = [torch.zeros_like(layer, dtype=torch.promote_types(layer.dtype, torch.float32)) for layer in layers]
+        for begin in range(0, x.shape[2], ctx.piece):
+            part = x[:, :, begin : begin + ctx.piece]
+            first, second = _hidden(part, w1, b1, w2, b2)
+            third = gradient[:, :, begin : begin + ctx.piece].reshape(w3.shape[0], 1, -1)
+            to_second = _relu_backward(torch.bmm(w3.mT, third), second)
+            to_first = _relu_backward(torch.bmm(w2.mT, to_second), first)
+            sums[4] += torch.bmm(third, second.mT)
+            sums[5] += third.sum(2, keepdim=True)
+            sums[2] += torch.bmm(to_second, first.mT)
+            sums[3] += to_second.sum(2, keepdim=True)
+            to_first = to_first.view(x.shape[0], -1, part.shape[2])
+            sums[0] += torch.bmm(to_first, part.mT)
+            sums[1] += to_first.sum(2, keepdim=True)
+            to_x[:, :, begin : begin + ctx.piece] = torch.bmm(w1.mT, to_first)
+        return to_x, *(total.to(layer.dtype) for total, layer in zip(sums, layers)), None
+
+
+def _hidden(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+    """x [B, 8, n] -> first and second layer after ReLU, both [B * C, 8, n]."""
+    first = torch.baddbmm(b1, w1, x).relu_().view(w2.shape[0], HIDDEN, -1)
+    return first, torch.baddbmm(b2, w2, first).relu_()
+
+
+def _relu_backward(gradient: Tensor, result: Tensor) -> Tensor:
+    """The gradient where ReLU let something through."""
+    return torch.ops.aten.threshold_backward(gradient, result, 0)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 SLOWEST = 0.01  # share of a batch in the running statistics, once they are of a hundred batches
 
+FARTHEST = 10.0  # deviations: what is farther off is no modality that was seen
+
 
 class ModalityHead(nn.Module):
     """A linear layer on the mean of every encoder feature, standardised.
@@ -44,5 +46,5 @@ class ModalityHead(nn.Module):
                 self.mean += share * (pooled.mean(0) - self.mean)
                 self.square += share * (pooled.square().mean(0) - self.square)
             deviation = (self.square - self.mean.square()).clamp(min=1e-8).sqrt()
-            standard = (pooled - self.mean) / deviation
+            standard = ((pooled - self.mean) / deviation).clamp(-FARTHEST, FARTHEST)
         return self.linear(standard)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from nnunet_multimodal.errors import EnvironmentProblem
+from nnunet_multimodal.errors import EnvironmentProblem, UsageError
 from nnunet_multimodal.text import FILE_NAME
 from nnunet_multimodal.text.embeddings import TextEmbeddings
 
@@ -36,3 +38,41 @@ def find_embeddings(text: str, beside: Path | None, modalities: Sequence[str], l
             '"one_hot" in the plans\' section nnunet_multimodal.'
         )
     return TextEmbeddings.from_file(path, modalities, labels)
+
+
+def source_of(embeddings: TextEmbeddings) -> dict[str, Any]:
+    """Where embeddings come from, for the plans of the result folder."""
+    return {
+        "encoder": embeddings.encoder,
+        "template": embeddings.template,
+        "checksum": embeddings.checksum,
+    }
+
+
+def agreeing(embeddings: TextEmbeddings, text: str, results: Path | None, configuration: str) -> TextEmbeddings:
+    """The embeddings with which the folds of this model were trained before: they are predicted with together.
+
+    Args:
+        embeddings: what ``text`` names today.
+        text: the setting. "auto" follows the other folds where they had one-hot codes.
+        results: folder of the model, with its plans.json and fold_0, fold_1, ...; it need not exist.
+        configuration: 2d, 3d_fullres, ...
+
+    Raises:
+        UsageError: there are trained folds, and they had another text.
+    """
+    if results is None or not (results / "plans.json").is_file() or not any(results.glob("fold_*/checkpoint_*.pth")):
+        return embeddings
+    plans = json.loads((results / "plans.json").read_text(encoding="utf-8"))
+    before = plans["configurations"][configuration].get("nnunet_multimodal", {}).get("text_source", {})
+    if before.get("checksum", embeddings.checksum) == embeddings.checksum:
+        return embeddings
+    one_hot = TextEmbeddings.one_hot(embeddings.modalities, embeddings.labels)
+    if text == "auto" and before["checksum"] == one_hot.checksum:
+        return one_hot
+    raise UsageError(
+        f"folds in {results} were trained with text of {before['encoder']} (template {before['template']}, checksum "
+        f"{before['checksum'][:12]}); now it would be {embeddings.encoder} ({embeddings.template}, "
+        f"{embeddings.checksum[:12]}), and the folds could not predict together. Bring the earlier embeddings back "
+        '(nnunet_multimodal embed, or "text" in the plans\' section nnunet_multimodal), or move that folder away.'
+    )

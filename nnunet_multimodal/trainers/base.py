@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import isfile, join, load_json, save_json
+from batchgenerators.utilities.file_and_folder_operations import isfile, join, save_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
@@ -26,14 +26,14 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from nnunet_multimodal.data.modality import ModalityTable, has_table
+from nnunet_multimodal.data.modality import ModalityTable, first_names, has_table
 from nnunet_multimodal.data.prompts import PromptsToImage, PromptsToSegmentation
 from nnunet_multimodal.data.sides import sided_pairs
-from nnunet_multimodal.data.splits import stratified_splits
+from nnunet_multimodal.data.splits import read_splits, stale_cases, stratified_splits
 from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
 from nnunet_multimodal.registry import TRAINERS
 from nnunet_multimodal.trainers.checkpoints import load_fitting, readable_checkpoint, starting_weights, write_whole
-from nnunet_multimodal.trainers.settings import fill_settings
+from nnunet_multimodal.trainers.settings import SECTION, fill_settings
 
 STOCK_INTENSITY = (
     GaussianNoiseTransform,
@@ -69,6 +69,8 @@ class MultimodalTrainer(nnUNetTrainer):
 
     deep_supervision: ClassVar[bool] = True
     fixed_settings: ClassVar[dict[str, Any]] = {}  # what makes an ablation one; wins over the plans
+    own_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of the names that a starting model must not bring
+    settled_settings: ClassVar[tuple[str, ...]] = ()  # those that a checkpoint must agree with
 
     def __init__(
         self,
@@ -81,7 +83,7 @@ class MultimodalTrainer(nnUNetTrainer):
         self.settings = fill_settings(
             plans, configuration, self.settings_defaults, _all_settings(), self.fixed_settings
         )
-        self.complete_settings(dataset_json, plans["dataset_name"])
+        self.complete_settings(dataset_json, plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr = self.settings["initial_lr"]
         self.weight_decay = self.settings["weight_decay"]
@@ -94,7 +96,7 @@ class MultimodalTrainer(nnUNetTrainer):
         self.bar: tqdm | None = None
         self.check_dataset()
 
-    def complete_settings(self, dataset_json: dict, dataset_name: str) -> None:
+    def complete_settings(self, dataset_json: dict, plans: dict, configuration: str) -> None:
         """Writes into ``self.settings`` what prediction must know of the data set; called before nnU-Net starts."""
 
     def check_dataset(self) -> None:
@@ -126,6 +128,7 @@ class MultimodalTrainer(nnUNetTrainer):
             self.initialize()
         if self.settings["starting_model"] is not None and self.current_epoch == 0:
             weights = starting_weights(Path(self.settings["starting_model"]))
+            weights = {key: value for key, value in weights.items() if not key.startswith(self.own_weights)}
             self.print_to_log_file(load_fitting(self.bare_network(), weights))
         super().on_train_start()
 
@@ -197,9 +200,17 @@ class MultimodalTrainer(nnUNetTrainer):
             dataset = infer_dataset_class(self.preprocessed_dataset_folder)
             present = set(dataset.get_identifiers(self.preprocessed_dataset_folder))
             if isfile(splits_file):
-                warning = check_splits(load_json(splits_file), present, splits_file)
-                if warning:
-                    self.print_to_log_file(warning)
+                gone, new = stale_cases(read_splits(Path(splits_file)), present)
+                if gone:
+                    raise DataProblem(
+                        f"{splits_file} names {len(gone)} cases that are not preprocessed: {first_names(gone)}. Run "
+                        "nnUNetv2_preprocess, or delete the file: new splits are then made."
+                    )
+                if new:
+                    self.print_to_log_file(
+                        f"WARNING: {len(new)} cases are in no split and will not be used: {first_names(new)}. Add them "
+                        f"to {splits_file}, or delete it: new splits are then made."
+                    )
             elif has_table(self.dataset_json):
                 where = join(self.preprocessed_dataset_folder_base, "dataset.json")
                 table = ModalityTable.from_dataset_json(self.dataset_json, where)
@@ -286,6 +297,7 @@ class MultimodalTrainer(nnUNetTrainer):
         path, message = readable_checkpoint(Path(filename_or_checkpoint))
         if message:
             self.print_to_log_file(message)
+        self._require_same_settings(path)
         try:
             super().load_checkpoint(str(path))
         except RuntimeError as error:
@@ -296,6 +308,19 @@ class MultimodalTrainer(nnUNetTrainer):
                 f"plans or settings; go on with those ({join(self.output_folder_base, 'plans.json')}), or train anew "
                 "without --c."
             ) from error
+
+    def _require_same_settings(self, path: Path) -> None:
+        """What gives the weights their meaning is as it was when they were learned."""
+        if not self.settled_settings:
+            return
+        saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["init_args"]["plans"]
+        before = saved["configurations"][self.configuration_name].get(SECTION, {})
+        for key in self.settled_settings:
+            if key in before and before[key] != self.settings[key]:
+                raise UsageError(
+                    f"{path} was trained with {key} {before[key]}; now it is {self.settings[key]}. Bring that back, or "
+                    "train anew without --c."
+                )
 
 
 def after_labels(transforms: list[BasicTransform]) -> int:
@@ -318,23 +343,6 @@ def thick_axes(stock: list[BasicTransform]) -> tuple[int, ...] | None:
 def is_intensity(transform: BasicTransform) -> bool:
     """Whether it is one of nnU-Net's intensity transforms."""
     return isinstance(transform, RandomTransform) and isinstance(transform.transform, STOCK_INTENSITY)
-
-
-def check_splits(splits: list[dict[str, list[str]]], present: set[str], where: str) -> str | None:
-    """A message about cases in no split; DataProblem for splits that name cases which do not exist."""
-    named = {case for split in splits for part in ("train", "val") for case in split[part]}
-    missing, new = sorted(named - present), sorted(present - named)
-    if missing:
-        raise DataProblem(
-            f"{where} names {len(missing)} cases that are not preprocessed: {', '.join(missing[:10])}. Run "
-            "nnUNetv2_preprocess, or delete the file: nnU-Net then makes new splits."
-        )
-    if new:
-        return (
-            f"WARNING: {len(new)} cases are in no split and will not be used: {', '.join(new[:10])}. Add them to "
-            f"{where}, or delete the file: nnU-Net then makes new splits."
-        )
-    return None
 
 
 def _all_settings() -> set[str]:

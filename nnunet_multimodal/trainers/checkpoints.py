@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[str], Any]) -> None:
         write(str(temporary))
         if not temporary.exists():  # nnU-Net writes nothing on other ranks or with checkpointing off
             return
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:  # Windows brings only what is open for writing to disk
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as a RuntimeError

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgenerators.utilities.file_and_folder_operations import join, load_pickle
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -25,7 +25,7 @@ from nnunet_multimodal.errors import DataProblem, UsageError
 from nnunet_multimodal.losses.modality import ModalityLoss
 from nnunet_multimodal.networks import TextConditionedNetwork, TextSwinUNETR, TextUNet
 from nnunet_multimodal.text import TextEmbeddings, output_names
-from nnunet_multimodal.text.find import find_embeddings
+from nnunet_multimodal.text.find import agreeing, find_embeddings, source_of
 from nnunet_multimodal.trainers.base import MultimodalTrainer
 from nnunet_multimodal.trainers.schedule import WarmupCosine
 from nnunet_multimodal.trainers.settings import read_settings
@@ -64,25 +64,28 @@ class nnUNetTrainerMulModSeg(MultimodalTrainer):
         "text_dimension": 0,
         "text_source": {},
     }
+    # A starting model may have other modalities or classes in these rows.
+    own_weights = ("text_embeddings", "modality_head.")
+    settled_settings = ("modalities", "text_source", "text_head", "backbone", "feature_size")
     table: ModalityTable
     embeddings: TextEmbeddings | None = None
 
     # --- settings and checks -----------------------------------------------------------------------------------------
 
-    def complete_settings(self, dataset_json: dict, dataset_name: str) -> None:
+    def complete_settings(self, dataset_json: dict, plans: dict, configuration: str) -> None:
         """The modalities and the embeddings' shape and source."""
+        dataset_name = plans["dataset_name"]
         self.table = ModalityTable.from_dataset_json(dataset_json, f"dataset.json of {dataset_name}")
         self.settings["modalities"] = list(self.table.modalities)
         if self.settings["text_head"]:
             labels = output_names(dataset_json["labels"])
             beside = Path(join(nnUNet_preprocessed, dataset_name)) if nnUNet_preprocessed.is_set() else None
+            model = f"{type(self).__name__}__{plans['plans_name']}__{configuration}"
+            results = Path(join(nnUNet_results, dataset_name, model)) if nnUNet_results.is_set() else None
             self.embeddings = find_embeddings(self.settings["text"], beside, self.table.modalities, labels)
-            self.settings["text_dimension"] = self.embeddings.embeddings.shape[2]
-            self.settings["text_source"] = {
-                "encoder": self.embeddings.encoder,
-                "template": self.embeddings.template,
-                "checksum": self.embeddings.checksum,
-            }
+            self.embeddings = agreeing(self.embeddings, self.settings["text"], results, configuration)
+            self.settings["text_dimension"] = self.embeddings.dimension
+            self.settings["text_source"] = source_of(self.embeddings)
 
     def check_dataset(self) -> None:
         """One channel for all modalities, and at least two of these."""
@@ -99,12 +102,20 @@ class nnUNetTrainerMulModSeg(MultimodalTrainer):
                 f"{name} has one modality, {modalities[0]}; {type(self).__name__} needs two or more. For one, take "
                 "nnUNetTrainer; or add the others: nnunet_multimodal convert mixed"
             )
-        if "CT" in self.channel_names:
-            others = ", ".join(modality for modality in modalities if modality != "CT")
+        if len(self.channel_names) != 1:
+            raise DataProblem(
+                f"{name} has {len(self.channel_names)} channels ({', '.join(self.channel_names)}); {type(self).__name__} "
+                "needs one, which holds the image whatever its modality is."
+            )
+        # The plans decide: a channel renamed after planning is still clipped.
+        if "CTNormalization" in self.configuration_manager.normalization_schemes:
+            others = ", ".join(modality for modality in modalities if modality.casefold() != "ct")
             raise DataProblem(
                 f"{name}: the channel name 'CT' turns on CT clipping for {others}. Name the channel 'CT_or_MR' in "
-                "dataset.json, then run nnUNetv2_plan_and_preprocess again."
+                "nnUNet_raw's dataset.json, then run nnUNetv2_plan_and_preprocess again."
             )
+        if not self.settings["text_head"] and self.settings["backbone"] != "unet":
+            raise UsageError("without text_head it is the plans' U-Net: backbone has to be 'unet'.")
 
     @property
     def deep_supervision(self) -> bool:  # type: ignore[override]
@@ -142,11 +153,27 @@ class nnUNetTrainerMulModSeg(MultimodalTrainer):
     def initialize(self) -> None:
         """nnU-Net's, then the text into the network; a checkpoint brings its own."""
         super().initialize()
+        self._warn_of_idle_settings()
         network = self.bare_network()
         if isinstance(network, TextConditionedNetwork) and self.embeddings is not None:
             network.text_embeddings.copy_(self.embeddings.embeddings)
             source = self.settings["text_source"]
             self.print_to_log_file(f"text: {source['encoder']}, template {source['template']}", *self.embeddings.notes)
+
+    def _warn_of_idle_settings(self) -> None:
+        """Settings that somebody changed and that nothing reads in this training."""
+        settings = self.settings
+        idle = {
+            "sampling_ratio": not settings["alternating"] or settings["only_modality"] is not None,
+            "warmup_epochs": settings["optimizer"] == "sgd",
+            "gradient_clip": settings["optimizer"] == "sgd",
+            "text": not settings["text_head"],
+            "modality_loss": not settings["text_head"],
+            "feature_size": settings["backbone"] == "unet",
+        }
+        names = [name for name, unread in idle.items() if unread and settings[name] != self.settings_defaults[name]]
+        if names:
+            self.print_to_log_file(f"WARNING: without effect in this training: {', '.join(names)}")
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Our network has the switch itself; SwinUNETR has no deep supervision to switch."""
@@ -242,7 +269,7 @@ class nnUNetTrainerMulModSeg(MultimodalTrainer):
             loader, None, processes, max(cached // of, processes // 2, 2), pin_memory=self.device.type == "cuda",
             wait_time=0.002,
         )  # fmt: skip
-        next(batches)  # the workers start now, all loaders' at the same time
+        batches._start()  # the workers of all loaders begin at the same time
         return batches
 
     def cases_of_fold(self) -> tuple[list[str], list[str]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_data import make_image, make_label, save
 
@@ -290,6 +291,92 @@ def test_doctor_accepts_our_own_splits(raw: Path, preprocessed: Path, call: Call
     write_splits(preprocessed, stratified_splits(CASES, table))
     code, out, _ = call(["doctor", "-d", "5"])
     assert code == 0, out
+
+
+# --- row 21: CT and MR exchanged -------------------------------------------------------------------------------------
+
+SIX = {f"case_{number}": "CT" if number < 4 else "MR" for number in range(1, 7)}
+EXCHANGED = {case: "MR" if modality == "CT" else "CT" for case, modality in SIX.items()}
+
+
+@pytest.fixture
+def six(nnunet_folders: dict[str, str]) -> Path:
+    """Three CT in Hounsfield units and three MR; no table yet."""
+    folder = Path(nnunet_folders["nnUNet_raw"]) / "Dataset006_Six"
+    for seed, (case, modality) in enumerate(SIX.items()):
+        image = make_image(seed)
+        image = image * np.int16(10) - np.int16(1000) if modality == "CT" else image
+        save(folder / "imagesTr" / f"{case}_0000.nii.gz", image)
+        save(folder / "labelsTr" / f"{case}.nii.gz", make_label())
+    content = {
+        "channel_names": {"0": "CT_or_MR"},
+        "labels": {"background": 0, "liver": 1, "spleen": 2},
+        "numTraining": 6,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def csv_of(folder: Path, modalities: dict[str, str]) -> str:
+    return write_csv(folder, "case,modality\n" + "".join(f"{case},{name}\n" for case, name in modalities.items()))
+
+
+def named(text: str, mark: str) -> list[str]:
+    """The cases of which ``text`` doubts the modality, in words for a CT and for an MR."""
+    is_mr = re.findall(rf"{mark} case (\w+): CT has no value below -200 \(found 0 to \d+\); looks like MR", text)
+    is_ct = re.findall(rf"{mark} case (\w+): MR has values below -200 \(found -1000 to \d+\); looks like CT", text)
+    return [*is_ct, *is_mr]
+
+
+def test_exchanged_modalities_are_all_named(six: Path, call: Call) -> None:
+    code, _, error = call(["convert", "table", "-d", "6", "--csv", csv_of(six, EXCHANGED)])
+    assert (code, named(error, "warning:")) == (0, [*SIX]), error
+    assert section(six)["case_modality"] == EXCHANGED, "a warning only"
+    code, out, _ = call(["doctor", "-d", "6"])
+    assert (code, named(out, "!")) == (0, [*SIX]), out
+    assert "✓ Dataset006_Six: nothing found that would stop nnU-Net" in out
+    code, out, _ = call(["doctor", "-d", "6", "--json"])
+    found = json.loads(out)
+    assert (code, found["ok"], found["problems"], len(found["warnings"])) == (0, True, [], 6)
+    code, out, error = call(["convert", "table", "-d", "6", "--csv", csv_of(six, SIX), "--overwrite", "--strict"])
+    assert code == 0 and "warning" not in error, error
+    code, out, _ = call(["doctor", "-d", "6"])
+    assert code == 0 and "!" not in out, out
+
+
+def test_exchanged_modalities_are_an_error_under_strict(six: Path, call: Call) -> None:
+    before = (six / "dataset.json").read_bytes()
+    code, _, error = call(["convert", "table", "-d", "6", "--csv", csv_of(six, EXCHANGED), "--strict"])
+    assert (code, named(error, r"\d[.):]")) == (4, [*SIX]) or all(case in error for case in SIX), error
+    assert code == 4 and "Nothing was written" in error and "leave --strict out" in error
+    assert (six / "dataset.json").read_bytes() == before
+
+
+def test_harmonised_images_are_not_doubted(six: Path, call: Call) -> None:
+    edit(six, **{SECTION: {"harmonise": "paper"}})
+    code, _, error = call(["convert", "table", "-d", "6", "--csv", csv_of(six, EXCHANGED), "--strict"])
+    assert code == 0 and "warning" not in error, error
+    code, out, _ = call(["doctor", "-d", "6"])
+    assert code == 0 and "!" not in out, out
+
+
+def test_an_image_that_cannot_be_read_is_named_and_costs_nothing_else(six: Path, call: Call) -> None:
+    (six / "imagesTr" / "case_2_0000.nii.gz").write_bytes(b"")
+    call_of = ["convert", "table", "-d", "6", "--csv", csv_of(six, SIX)]
+    assert call([*call_of, "--strict"])[0] == 4
+    assert SECTION not in json.loads((six / "dataset.json").read_text(encoding="utf-8"))
+    code, _, error = call(call_of)
+    assert code == 0 and error.count("warning: ") == 1, error
+    assert re.search(r"warning: case case_2: Cannot read .*case_2_0000\.nii\.gz: file ends early", error), error
+
+
+def test_many_doubts_are_counted(six: Path, call: Call) -> None:
+    for number in range(7, 13):
+        save(six / "imagesTr" / f"case_{number}_0000.nii.gz", make_image(number))
+    code, _, error = call(["convert", "table", "-d", "6", "--pattern", "CT=case_([4-9]|..)", "MR=case_[1-3]$"])
+    assert code == 0 and error.count("warning: case ") == 10, error
+    assert "warning: the same of 2 more cases; doctor -d lists them all" in error
 
 
 def test_real_command(raw: Path, run_command: Callable[..., Any], nnunet_folders: dict[str, str]) -> None:

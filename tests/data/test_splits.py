@@ -17,7 +17,6 @@ from nnunet_multimodal.data.splits import (
     folds_without,
     parted_patients,
     read_splits,
-    stale_cases,
     stratified_splits,
     training_counts,
 )
@@ -147,19 +146,3 @@ def test_read_splits(tmp_path: Path) -> None:
         path.write_text(json.dumps(wrong), encoding="utf-8")
         with pytest.raises(DataProblem, match="has to be a list with one"):
             read_splits(path)
-
-
-def test_stale_cases_agrees_with_the_trainers_check() -> None:
-    """doctor says before training what the trainer says when it starts."""
-    from nnunet_multimodal.trainers.base import check_splits
-
-    splits = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
-    for present in ({*"abc"}, {*"ab"}, {*"abcd"}, {*"abd"}):
-        gone, new = stale_cases(splits, present)
-        try:
-            warning = check_splits(splits, present, "splits")
-        except DataProblem as problem:
-            assert gone and f"names {len(gone)} cases" in str(problem) and ", ".join(gone) in str(problem)
-            continue
-        assert not gone
-        assert (f"{len(new)} cases are in no split" in warning) if new else warning is None

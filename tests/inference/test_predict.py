@@ -24,7 +24,7 @@ from nnunet_multimodal.cli import main
 from nnunet_multimodal.conversion.harmonise import harmonise
 from nnunet_multimodal.errors import UsageError
 from nnunet_multimodal.inference import folder as folder_module
-from nnunet_multimodal.inference.modality import ModalityPredictor
+from nnunet_multimodal.inference.modality import ModalityPredictor, _votes
 from nnunet_multimodal.inference.told import match_modality, told_by_case
 from nnunet_multimodal.inference.workers import Workers
 
@@ -44,6 +44,8 @@ def models(tmp_path_factory: pytest.TempPathFactory):
         (root / "raw/Dataset001_Tiny").mkdir()
         found = {"text": mixed_result_folder(folds=(0, 1)), "stock": mixed_result_folder("nnUNetTrainer")}
         found["noText"] = mixed_result_folder(f"{TRAINER}_noText")
+        found["CTonly"] = mixed_result_folder(f"{TRAINER}_CTonly")
+        found["CTonly_noText"] = mixed_result_folder(f"{TRAINER}_CTonly_1epoch", settings={"text_head": False})
         found["harmonised"] = mixed_result_folder(f"{TRAINER}_1epoch", harmonise="paper")
         yield found
 
@@ -132,6 +134,34 @@ def test_where_tiles_disagree_the_case_is_predicted_as_one_modality(models) -> N
     assert torch.equal(mixed[:, 2:], logits[:, 2:]) and not torch.allclose(mixed[:, :2], logits[:, :2], atol=1e-2)
 
 
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_flat_tiles_have_no_say(models, modality: str) -> None:
+    """Half of the slices are constant, as outside the body; which the network takes for one of the two as well."""
+    predictor = stock_predictor(models["text"], kind=ModalityPredictor)
+    half = SLICES // 2
+    flat = np.full((SLICES - half + 1, *SHAPE[1:]), -100, np.float32)
+    flat[0, 0, 0] = -99.9  # nearly constant
+    picture_of = picture(modality, 3, (half, *SHAPE[1:]))
+    logits = predictor.predict_logits_from_preprocessed_data(tensor(picture_of, flat))
+    verdict = predictor.verdict
+    assert (verdict.modality, verdict.predicted_twice) == (modality, False) and verdict.confidence > 0.9
+    assert verdict.tiles == verdict.tiles_agreeing == half * 4 * 4
+    stock = stock_predictor(models["text"]).predict_logits_from_preprocessed_data(tensor(picture_of, flat))
+    assert torch.equal(logits, stock)
+
+
+def test_an_image_that_is_flat_all_over_is_judged_all_the_same(models) -> None:
+    predictor = stock_predictor(models["text"], kind=ModalityPredictor)
+    predictor.predict_logits_from_preprocessed_data(tensor(np.zeros(SHAPE, np.float32)))
+    assert predictor.verdict.tiles == LOOKS * 4 and predictor.verdict.modality in ("CT", "MR")
+
+
+def test_tiles_vote_by_their_spread() -> None:
+    """Worked by hand: 4 is less than 5 % of 100."""
+    assert _votes(torch.tensor([100.0, 4.0, 60.0, 0.0])).tolist() == pytest.approx([0.625, 0, 0.375, 0])
+    assert _votes(torch.zeros(4)).tolist() == [0.25] * 4
+
+
 def test_tiles_of_an_attempt_that_ran_out_of_memory_do_not_count(models, monkeypatch) -> None:
     image = tensor(picture("CT", 3))
     predictor = stock_predictor(models["text"], kind=ModalityPredictor)
@@ -181,8 +211,8 @@ def test_inferred(models, images: Path, capsys) -> None:
     assert written["harmonise"] is None and written["failed"] == {}
     assert written["cases"]["mr"] == {
         "modality": "MR", "how": "inferred", "confidence": pytest.approx(1, abs=0.1), "inferred": "MR",
-        "inferred_confidence": written["cases"]["mr"]["confidence"], "network": "MR", "tiles": LOOKS, "tiles_agreeing": LOOKS,
-        "predicted_twice": False, "used": True, "file": "mr.nii.gz",
+        "inferred_confidence": written["cases"]["mr"]["confidence"], "network": "MR", "tiles": LOOKS,
+        "tiles_agreeing": LOOKS, "predicted_twice": False, "used": True, "file": "mr.nii.gz",
     }  # fmt: skip
     assert written["cases"]["ct"]["modality"] == "CT"
     output = capsys.readouterr().out
@@ -203,6 +233,16 @@ def test_air_in_hounsfield_units_gives_ct_away(models, images: Path) -> None:
     assert (entry["modality"], entry["network"], entry["predicted_twice"]) == ("CT", "MR", True)
     assert predict(models["text"], images, "--modality", "CT") == 0
     assert np.array_equal(segmentation(images, "mr"), found)
+
+
+def test_a_ct_with_half_its_slices_constant_is_predicted_once_as_ct(models, images: Path) -> None:
+    image = picture("CT", 1)
+    image[: SLICES // 2] = image.min()
+    save(images / "ct_0000.nii.gz", image)
+    assert predict(models["text"], images) == 0
+    entry = report(images)["cases"]["ct"]
+    assert (entry["modality"], entry["network"], entry["predicted_twice"]) == ("CT", "CT", False)
+    assert entry["tiles"] == entry["tiles_agreeing"] == (SLICES - SLICES // 2) * 4
 
 
 def test_told_for_all_and_warned_where_the_network_is_sure_of_another(models, images: Path, capsys) -> None:
@@ -243,6 +283,20 @@ def test_a_model_without_modalities_predicts_as_ever(models, images: Path, capsy
     assert np.array_equal(segmentation(images, "ct"), own)
     assert "is the same for every modality: what was told is noted" in capsys.readouterr().out
     assert predict(models[model], images, "--modality", "PET") == 2, "its data set has a table"
+
+
+@pytest.mark.parametrize("model", ["CTonly", "CTonly_noText"])
+def test_a_model_of_one_modality_says_so(models, images: Path, capsys, model: str) -> None:
+    """Whether or not it has a row of text that no image ever went with."""
+    assert predict(models[model], images) == 0
+    assert report(images)["trained_on"] == "CT" and "warning" not in capsys.readouterr().err
+    assert predict(models[model], images, "--modality", "CT") == 0
+    assert "warning" not in capsys.readouterr().err
+    assert predict(models[model], images, "--modality", "MR") == 0
+    assert report(images)["trained_on"] == "CT"
+    assert re.search(r"warning: \w+ was trained on CT alone and has never seen MR, which", capsys.readouterr().err)
+    assert predict(models["text"], images, "--modality", "MR") == 0
+    assert "trained_on" not in report(images) and "trained on" not in capsys.readouterr().err
 
 
 def test_harmonised_models_harmonise_what_they_predict(models, images: Path, capsys) -> None:

@@ -45,7 +45,12 @@ def mixed_dataset(harmonise: str | None = None) -> dict[str, Any]:
     }
 
 
-def mixed_result_folder(name: str = TRAINER, folds: tuple[int, ...] = (0,), harmonise: str | None = None) -> Path:
+def mixed_result_folder(
+    name: str = TRAINER,
+    folds: tuple[int, ...] = (0,),
+    harmonise: str | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Path:
     """Writes checkpoints, plans.json and dataset.json below nnUNet_results; returns the model's folder."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -54,6 +59,8 @@ def mixed_result_folder(name: str = TRAINER, folds: tuple[int, ...] = (0,), harm
     dataset = mixed_dataset(harmonise)
     for fold in folds:
         plans = mixed_plans()
+        if settings:
+            plans["configurations"]["2d"]["nnunet_multimodal"] = settings
         torch.manual_seed(fold + 1)
         trainer_class = nnUNetTrainer if name == "nnUNetTrainer" else getattr(trainers, name)
         trainer = trainer_class(plans, "2d", fold, dataset, torch.device("cpu"))

@@ -22,7 +22,7 @@ from tiny_training import CASES, NAMES, SMALL, configuration_name, log_of, make_
 from nnunet_multimodal.data.intensity import Sometimes
 from nnunet_multimodal.errors import DataProblem, UsageError
 from nnunet_multimodal.networks import CrossMRNetwork, PromptedUNet
-from nnunet_multimodal.trainers.base import MultimodalTrainer, TrainingStopped, check_splits, is_intensity
+from nnunet_multimodal.trainers.base import MultimodalTrainer, TrainingStopped, is_intensity
 from nnunet_multimodal.trainers.checkpoints import is_complete
 
 CPU = torch.device("cpu")
@@ -379,7 +379,14 @@ def test_splits_that_fit_need_no_word() -> None:
     write_splits(trainer, list(CASES[:3]), list(CASES[3:]))
     trainer.do_split()
     assert "no split" not in log_of(trainer)
-    assert check_splits([{"train": ["a"], "val": ["b"]}], {"a", "b"}, "here") is None
+
+
+def test_splits_that_are_no_splits_are_named() -> None:
+    trainer = make_trainer("nnUNetTrainerContrastAug")
+    path = write_splits(trainer, ["case_a"], ["case_b"])
+    path.write_text('{"train": ["case_a"]}', encoding="utf-8")
+    with pytest.raises(DataProblem, match="has to be a list with one"):
+        trainer.do_split()
 
 
 def test_fold_all_and_first_trainings_need_no_splits() -> None:

@@ -250,6 +250,61 @@ def test_a_file_that_is_missing_is_named() -> None:
         make_trainer(NAME, text="mine.npz")
 
 
+def made_up(seed: int, length: int = 6) -> TextEmbeddings:
+    rows = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(seed))
+    return TextEmbeddings(rows, ("CT", "MR"), LABELS, template="V3", encoder=f"test {seed}", normalised=False)
+
+
+def beside_the_plans() -> Path:
+    return Path(os.environ["nnUNet_preprocessed"], "Dataset601_Tiny", FILE_NAME)
+
+
+def trained(fold: int = 0, **settings: Any) -> Any:
+    """A trainer with a checkpoint on disk."""
+    trainer: Any = make_trainer(NAME, **settings)
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(Path(trainer.output_folder, "checkpoint_latest.pth")))
+    return trainer
+
+
+def test_folds_that_predict_together_have_one_text() -> None:
+    trained()
+    made_up(1).save(beside_the_plans())
+    assert make_trainer(NAME).settings["text_source"]["encoder"] == "one_hot"  # auto is what it was
+    with pytest.raises(UsageError, match=r"trained with text of one_hot .*now it would be test 1"):
+        make_trainer(NAME, text=FILE_NAME)
+
+
+def test_embeddings_that_were_replaced_are_noticed() -> None:
+    make_trainer(NAME).initialize()
+    made_up(1).save(beside_the_plans())
+    trained()
+    beside_the_plans().unlink()
+    made_up(2).save(beside_the_plans())
+    with pytest.raises(UsageError, match=r"trained with text of test 1 .*now it would be test 2"):
+        make_trainer(NAME)
+
+
+def test_a_checkpoint_of_another_order_of_modalities_is_refused() -> None:
+    """Every image would get another modality's text."""
+    checkpoint = str(Path(trained(text="one_hot").output_folder, "checkpoint_latest.pth"))
+    turned = {**TABLE, "modalities": ["MR", "CT"]}
+    trainer = built({**tiny_dataset(NAME), "nnunet_multimodal": turned}, f"{NAME}_noText")
+    with pytest.raises(UsageError, match=r"modalities \['CT', 'MR'\]; now it is \['MR', 'CT'\]"):
+        trainer.load_checkpoint(checkpoint)
+
+
+def test_a_starting_model_brings_no_text() -> None:
+    first = trained()
+    made_up(3).save(beside_the_plans())
+    name = f"{NAME}_noALT"  # another model, so another folder
+    trainer: Any = make_trainer(name, starting_model=first.output_folder)
+    trainer.on_train_start()
+    assert torch.equal(trainer.bare_network().text_embeddings, made_up(3).embeddings)
+    for mine, theirs in zip(trainer.bare_network().encoder.parameters(), first.bare_network().encoder.parameters()):
+        assert torch.equal(mine, theirs)
+
+
 def test_without_text_it_is_the_stock_network() -> None:
     ours: Any = make_trainer(f"{NAME}_noText")
     ours.initialize()
@@ -319,9 +374,30 @@ def test_a_data_set_without_a_table() -> None:
         built({**tiny_dataset(NAME), "nnunet_multimodal": {}})
 
 
-def test_a_channel_named_ct() -> None:
+@pytest.mark.parametrize("channel", ["CT", "ct", "CT_or_MR"])
+def test_plans_that_clip_as_ct(channel: str) -> None:
+    """Also where the channel was renamed after planning."""
+    plans = tiny_plans(2, 1)
+    plans["configurations"]["2d"]["normalization_schemes"] = ["CTNormalization"]
+    dataset = {**tiny_dataset(NAME), "channel_names": {"0": channel}}
     with pytest.raises(DataProblem, match=r"'CT' turns on CT clipping for MR.*'CT_or_MR'"):
-        built({**tiny_dataset(NAME), "channel_names": {"0": "CT"}})
+        getattr(trainers, NAME)(plans, "2d", 0, dataset, torch.device("cpu"))
+
+
+def test_two_channels() -> None:
+    with pytest.raises(DataProblem, match=r"has 2 channels \(CT_or_MR, PET\)"):
+        built({**tiny_dataset(NAME), "channel_names": {"0": "CT_or_MR", "1": "PET"}})
+
+
+def test_a_backbone_that_needs_the_text() -> None:
+    with pytest.raises(UsageError, match="backbone has to be 'unet'"):
+        make_trainer(NAME, text_head=False, backbone="swin_unetr")
+
+
+def test_settings_without_effect_are_named() -> None:
+    trainer = make_trainer(f"{NAME}_noALT", sampling_ratio={"CT": 2}, optimizer="sgd", gradient_clip=1.0)
+    trainer.initialize()
+    assert "WARNING: without effect in this training: sampling_ratio, gradient_clip" in log_of(trainer)
 
 
 def test_one_modality() -> None:
