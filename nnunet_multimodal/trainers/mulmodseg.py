@@ -104,8 +104,8 @@ class nnUNetTrainerMulModSeg(MultimodalTrainer):
             )
         if len(self.channel_names) != 1:
             raise DataProblem(
-                f"{name} has {len(self.channel_names)} channels ({', '.join(self.channel_names)}); {type(self).__name__} "
-                "needs one, which holds the image whatever its modality is."
+                f"{name} has {len(self.channel_names)} channels ({', '.join(self.channel_names)}); "
+                f"{type(self).__name__} needs one, which holds the image whatever its modality is."
             )
         # The plans decide: a channel renamed after planning is still clipped.
         if "CTNormalization" in self.configuration_manager.normalization_schemes:
