@@ -74,8 +74,8 @@ class ModalityTable:
         missing = sorted(set(cases) - self.case_modality.keys())
         if missing:
             raise DataProblem(
-                f"{where}: {len(missing)} cases are not in the modality table: {first_names(missing)}. Add them with one "
-                f"of {', '.join(self.modalities)}: nnunet_multimodal convert table"
+                f"{where}: {len(missing)} cases are not in the modality table: {first_names(missing)}. Add them with "
+                f"one of {', '.join(self.modalities)}: nnunet_multimodal convert table"
             )
 
     def index(self, case: str) -> int:
