@@ -97,7 +97,7 @@ def _report_doubts(doubts: Sequence[str], strict: bool) -> None:
     from nnunet_multimodal.conversion.dataset import LISTED, numbered
 
     if doubts and strict:
-        raise DataProblem(numbered("Nothing was written; put the table right, or leave --strict out.", doubts))
+        raise DataProblem(f"{numbered('Nothing was written.', doubts)}\nPut the table right, or leave --strict out.")
     for doubt in doubts[:LISTED]:
         print(f"warning: {doubt}", file=sys.stderr)
     if len(doubts) > LISTED:

@@ -348,8 +348,8 @@ def test_exchanged_modalities_are_all_named(six: Path, call: Call) -> None:
 def test_exchanged_modalities_are_an_error_under_strict(six: Path, call: Call) -> None:
     before = (six / "dataset.json").read_bytes()
     code, _, error = call(["convert", "table", "-d", "6", "--csv", csv_of(six, EXCHANGED), "--strict"])
-    assert (code, named(error, r"\d[.):]")) == (4, [*SIX]) or all(case in error for case in SIX), error
-    assert code == 4 and "Nothing was written" in error and "leave --strict out" in error
+    assert (code, named(error, "-")) == (4, [*SIX]), error
+    assert "Nothing was written" in error and "leave --strict out" in error
     assert (six / "dataset.json").read_bytes() == before
 
 
