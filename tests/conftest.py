@@ -12,6 +12,9 @@ import pytest
 
 # Before torch is imported: on tiny tensors threads only wait for one another, minutes of it on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a developer's shell says to nnU-Net must neither help nor hinder a test: a new machine's says nothing.
+for _name in [name for name in os.environ if name.startswith("nnUNet_")]:
+    del os.environ[_name]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 300  # seconds; a command that takes longer in a test hangs

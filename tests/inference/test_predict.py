@@ -22,6 +22,7 @@ from tiny_model import SHAPE, save
 
 from nnunet_multimodal.cli import main
 from nnunet_multimodal.conversion.harmonise import harmonise
+from nnunet_multimodal.environment import extension_value
 from nnunet_multimodal.errors import UsageError
 from nnunet_multimodal.inference import folder as folder_module
 from nnunet_multimodal.inference.modality import ModalityPredictor, _votes
@@ -41,6 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory):
             (root / name).mkdir()
             patch.setenv(f"nnUNet_{name}", str(root / name))
         patch.setenv("nnUNet_compile", "f")
+        patch.setenv("nnUNet_extTrainer", extension_value())
         (root / "raw/Dataset001_Tiny").mkdir()
         found = {"text": mixed_result_folder(folds=(0, 1)), "stock": mixed_result_folder("nnUNetTrainer")}
         found["noText"] = mixed_result_folder(f"{TRAINER}_noText")
