@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="default: all of the comparison")
     parser.add_argument("-device", "--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many trainings at a time")
-    parser.add_argument("--epochs", type=int, metavar="N", help="of every method, instead of the comparison's")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of every method that has no length of its own")
     parser.add_argument("--workers", type=int, help="processes for augmentation (default: 0 on a CPU, 8 on a GPU)")
     parser.add_argument("--phantom", type=Path, metavar="DIR", help="use this one instead of making one")
     parser.add_argument(

@@ -316,7 +316,7 @@ def write_table(shop: Workshop, name: str, seeds: Sequence[int], methods: Sequen
         f"2d, {comparison.pixels} mm pixels, batch {comparison.batch_size}, fold all, the last checkpoint; means over "
         "images within an organ, then over organs; every method predicts by `nnunet_multimodal predict`. nnUNetTrainer "
         "mirrors, in training and at prediction; the others do not, because the labels have sides. CTonly and MRonly "
-        "are told their own modality of every image; in as many steps they see it twice as often as the others"
+        "are told their own modality of every image; they make half the steps, and see as many batches of it"
     )
     path = common.write_result(name, measured, note)
     table = markdown(comparison, summary, shop.organs)

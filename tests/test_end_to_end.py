@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 BIN = Path(sys.executable).parent
 SHAPE = (32, 30, 6)  # x, y, z
@@ -51,9 +54,9 @@ class Workshop:
         path = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
         return {**inherited, **folders, **quiet, **path, "PYTHONIOENCODING": "utf-8"}
 
-    def run(self, *words: str | Path, **variables: str) -> str:
+    def run(self, *words: str | Path, fails: bool = False, **variables: str) -> str:
         """A command in a fresh shell; its output, or a failure that shows it."""
-        command = 'eval "$(nnunet_multimodal env --shell bash)" && exec ' + shlex.join(map(str, words))
+        command = self.line(*words)
         result = subprocess.run(
             ["bash", "-c", command],
             env={**self.environment, **variables},
@@ -64,8 +67,12 @@ class Workshop:
             timeout=300,
             stdin=subprocess.DEVNULL,
         )
-        assert result.returncode == 0, f"{command}\n{result.stdout[-6000:]}"
+        assert (result.returncode != 0) == fails, f"{command}\n{result.stdout[-6000:]}"
         return result.stdout
+
+    def line(self, *words: str | Path) -> str:
+        """What the user types, after the line of ``nnunet_multimodal env``."""
+        return 'eval "$(nnunet_multimodal env --shell bash)" && exec ' + shlex.join(map(str, words))
 
     def train(self, dataset: int, trainer: str, *more: str, configuration: str = "2d") -> str:
         return self.run("nnUNetv2_train", str(dataset), configuration, "0", "-tr", trainer, "-device", "cpu", *more)
@@ -264,6 +271,48 @@ def test_one_model_for_ct_and_mr_with_the_stock_commands_and_ours(workshop: Work
     assert {case: (entry["modality"], entry["how"]) for case, entry in cases.items()} == dict.fromkeys(
         CASES[:2], ("MR", "told")
     )
+
+    # faults.md 31 and 32: nothing is trained, and what is there stays
+    folder = workshop.folder / "preprocessed" / dataset
+    fold = workshop.fold(dataset, trainer)
+    before = (fold / "checkpoint_final.pth").stat().st_mtime_ns
+    train = ("nnUNetv2_train", "606", "2d", "0", "-tr", trainer, "-device", "cpu")
+    splits = (folder / "splits_final.json").read_text(encoding="utf-8")
+    only_ct = [{"train": CASES[0::2], "val": CASES[1::2]}]
+    (folder / "splits_final.json").write_text(json.dumps(only_ct), encoding="utf-8")
+    output = workshop.run(*train, fails=True)
+    assert f"fold 0 has 3 CT, 0 MR training cases; {trainer} needs CT and MR" in output
+    (folder / "splits_final.json").write_text(splits, encoding="utf-8")
+    table = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    table["nnunet_multimodal"]["case_modality"][CASES[1]] = "PET"
+    (folder / "dataset.json").write_text(json.dumps(table), encoding="utf-8")
+    output = workshop.run(*train, fails=True)
+    assert f"1 cases have an unknown modality (PET): {CASES[1]}. Allowed: CT, MR." in output
+    assert (fold / "checkpoint_final.pth").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_killed_and_continued(workshop: Workshop) -> None:
+    dataset, trainer = workshop.prepare("mixed", 608), "nnUNetTrainerMulModSeg"
+    workshop.change_plans(dataset, save_every=1, num_epochs=1000)
+    command = workshop.line("nnUNetv2_train", "608", "2d", "0", "-tr", trainer, "-device", "cpu")
+    latest = workshop.fold(dataset, trainer) / "checkpoint_latest.pth"
+    with (workshop.folder / "killed.log").open("wb") as log:
+        training = subprocess.Popen(["bash", "-c", command], env=workshop.environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 240
+        while not latest.exists() and training.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        training.kill()  # SIGKILL; the shell has become the training
+        assert training.wait() == -signal.SIGKILL
+    saved = torch.load(latest, map_location="cpu", weights_only=False)
+    done = saved["current_epoch"]
+    steps = {int(state["step"]) for state in saved["optimizer_state"]["state"].values()}
+    assert steps == {2 * done}
+    workshop.change_plans(dataset, save_every=1, num_epochs=done + 1)
+    output = workshop.train(608, trainer, "--c")
+    assert f"Epoch {done}" in output and f"Epoch {done - 1}" not in output and "train_loss nan" not in output
+    final = torch.load(latest.with_name("checkpoint_final.pth"), map_location="cpu", weights_only=False)
+    assert {int(state["step"]) for state in final["optimizer_state"]["state"].values()} == {2 * done + 2}
 
 
 @pytest.mark.slow
