@@ -47,11 +47,11 @@ _DATASETS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True, title="kinds")
     for kind, (what, _, _) in _DATASETS.items():
-        subparser = _add_kind(kinds, kind, what)
+        subparser = add_kind(kinds, kind, what)
         _add_dataset_arguments(subparser, kind)
     for kind, module in _modules().items():
-        module.add_arguments(_add_kind(kinds, kind, module.WHAT, module.DESCRIPTION, module.EXAMPLE))
-    channels = _add_kind(kinds, "channels", "bring a scribbled reference onto the grid of new images")
+        module.add_arguments(add_kind(kinds, kind, module.WHAT, module.DESCRIPTION, module.EXAMPLE))
+    channels = add_kind(kinds, "channels", "bring a scribbled reference onto the grid of new images")
     _add_channel_arguments(channels)
 
 
@@ -62,7 +62,7 @@ def _modules() -> dict[str, ModuleType]:
     return {"mixed": convert_mixed, "table": convert_table}
 
 
-def _add_kind(kinds: Any, name: str, what: str, description: str = "", example: str = "") -> argparse.ArgumentParser:
+def add_kind(kinds: Any, name: str, what: str, description: str = "", example: str = "") -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = kinds.add_parser(
         name,
         help=what,
@@ -82,7 +82,7 @@ def _add_dataset_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     flag = "--reference-images" if kind == "crossmr" else "--images"
     data.add_argument(flag, dest="images", type=Path, required=True, metavar="DIR", help="folder of images")
     data.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of label maps of these names")
-    _add_label_names(data, default="class_1, class_2, ... for the ids found")
+    add_label_names(data, default="class_1, class_2, ... for the ids found")
     out = parser.add_argument_group("data set")
     out.add_argument("-d", "--dataset-id", type=int, required=True, metavar="ID", help="its number, 1 to 999")
     out.add_argument("--name", default=_DATASETS[kind][2], help="its name (default: %(default)s)")
@@ -113,7 +113,7 @@ def _add_channel_arguments(parser: argparse.ArgumentParser) -> None:
         "--targets", type=Path, required=True, nargs="+", metavar="FILE", help="images to segment, or folders of them"
     )
     data.add_argument("-d", "--dataset", metavar="DATASET", help="data set of the model, for the names of its organs")
-    _add_label_names(data, default="from -d")
+    add_label_names(data, default="from -d")
     out = parser.add_argument_group("channels")
     out.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="input folder of nnUNetv2_predict")
     out.add_argument(
@@ -130,7 +130,7 @@ def _add_channel_arguments(parser: argparse.ArgumentParser) -> None:
     add_repairs(parser)
 
 
-def _add_label_names(group: Any, default: str) -> None:
+def add_label_names(group: Any, default: str) -> None:
     names = group.add_mutually_exclusive_group()
     names.add_argument(
         "--label-names", type=label_name, nargs="+", metavar="NAME=ID", help=f"organs and ids (default: {default})"
@@ -170,7 +170,7 @@ def _run_dataset(args: argparse.Namespace) -> int:
         args.labels,
         args.dataset_id,
         args.name,
-        label_names=_label_names(args),
+        label_names=label_names_of(args),
         repairs=repairs_of(args),
         overwrite=args.overwrite,
         **options,
@@ -222,7 +222,7 @@ def _run_channels(args: argparse.Namespace) -> int:
     return 0
 
 
-def _label_names(args: argparse.Namespace) -> dict[str, int] | None:
+def label_names_of(args: argparse.Namespace) -> dict[str, int] | None:
     from nnunet_multimodal.conversion.dataset import labels_from_json
 
     if args.labels_json is not None:
@@ -240,7 +240,7 @@ def _organs(args: argparse.Namespace) -> dict[str, int]:
     """The organs in the order of the model's scribble channels."""
     from nnunet_multimodal.conversion.dataset import declared_labels, labels_from_json, organs_of
 
-    names = _label_names(args)
+    names = label_names_of(args)
     if names is None:
         if args.dataset is None:
             raise UsageError("Which organs? Give -d with the data set of the model, or --label-names.")

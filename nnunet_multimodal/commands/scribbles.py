@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunet_multimodal.commands.convert import natural_number
+from nnunet_multimodal.commands import scribbles_import
+from nnunet_multimodal.commands.convert import add_kind, natural_number
 from nnunet_multimodal.errors import DataProblem, UsageError
 
 DESCRIPTION = """\
@@ -22,6 +23,9 @@ nnunet_multimodal scribbles simulate --labels case_01.nii.gz -o scribbles --orga
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
+    scribbles_import.add_arguments(
+        add_kind(actions, "import", scribbles_import.WHAT, scribbles_import.DESCRIPTION, scribbles_import.EXAMPLE)
+    )
     simulate = actions.add_parser("simulate", help="draw scribbles inside label maps", allow_abbrev=False)
     simulate.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -37,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.action == "import":
+        return scribbles_import.run(args)
     from tqdm import tqdm
 
     from nnunet_multimodal.conversion.dataset import find_files, write_json

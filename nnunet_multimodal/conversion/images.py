@@ -10,7 +10,7 @@ import contextlib
 import gzip
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -424,6 +424,24 @@ def check_scribbles(
         ignored = drawn & (label_map.data == labels["ignore"])
         _refuse_scribbles_at(scribbles, ignored, organs, "on the ignore label", "Label or erase them.")
     return scribbles
+
+
+def refuse_outside_body(scribbles: Volume, drawn: np.ndarray, images: Sequence[Volume], names: dict[int, str]) -> None:
+    """Row 27: what is drawn in the air of all images of the case is a slip, or belongs to another image.
+
+    Args:
+        scribbles: the file, for the message.
+        drawn: bool [Z, Y, X], what has to be inside.
+        images: all channels; the body is where any of them shows one.
+        names: of the values, as far as they have one.
+    """
+    if not drawn.any():
+        return
+    outside = drawn.copy()
+    for image in images:
+        outside &= ~_body(image.data)
+    known = {int(value): names.get(int(value), f"label {int(value)}") for value in np.unique(scribbles.data[drawn])}
+    _refuse_scribbles_at(scribbles, outside, known, "outside the body", "Erase them there, or --allow-outside-body.")
 
 
 def _check_scribble_classes(scribbles: Volume, organs: dict[int, str]) -> None:

@@ -1,0 +1,389 @@
+"""Images and scribbles become a raw data set in which nnU-Net's ``ignore`` label is what nobody drew on (contract 5).
+
+Scribble files are label maps in which one value means "not drawn on": 4, 255, or the 0 of ITK-SNAP, where background
+then has a label of its own. The data set has background 0, the classes 1..K, and ignore K+1. Dense label maps, where
+there are any, go to ``labelsTr_dense``: no training reads them, they only judge what was learnt from the scribbles.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_multimodal import __version__
+from nnunet_multimodal.conversion import dataset
+from nnunet_multimodal.conversion.channel_files import find_channel_files
+from nnunet_multimodal.conversion.dataset import FILE_ENDING, Repairs, first_names
+from nnunet_multimodal.conversion.images import (
+    Volume,
+    check_label_values,
+    check_not_constant,
+    compare_geometry,
+    read_labels,
+    read_volume,
+    refuse_outside_body,
+    write_like,
+)
+from nnunet_multimodal.conversion.mixed import doubt_modality
+from nnunet_multimodal.environment import require_nnunet_path
+from nnunet_multimodal.errors import DataProblem, UsageError
+
+log = logging.getLogger(__name__)
+
+LAYOUT = "weak_scribbles"
+DENSE = "labelsTr_dense"  # the trainers look for it there when training has ended
+COVERAGE = "coverage.json"
+MAX_BACKGROUND_AS_UNLABELLED = 0.9  # real scribbles leave more than that out; dense labels of organs never do
+
+
+@dataclass(frozen=True)
+class ScribbledFiles:
+    """The files of one case.
+
+    Attributes:
+        case: its name.
+        images: one file per channel.
+        scribbles: label map with the unlabelled value.
+        dense: label map without it, where there is one.
+    """
+
+    case: str
+    images: tuple[Path, ...]
+    scribbles: Path
+    dense: Path | None = None
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the values in the files mean.
+
+    Attributes:
+        unlabelled: nobody drew there.
+        background: drawn background in the scribble files; None where background has no value, so nobody drew it.
+        classes: name -> value, the same in scribbles and dense labels; None takes what is found.
+    """
+
+    unlabelled: int
+    background: int | None = 0
+    classes: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.unlabelled == self.background:
+            raise UsageError(
+                f"{self.unlabelled} cannot be both what nobody drew on and drawn background. Which label has the drawn "
+                "background? Pass it as --background-label N; if nobody drew background, pass --no-background."
+            )
+        for name, value in (self.classes or {}).items():
+            if value in (self.unlabelled, self.background):
+                what = "--unlabelled" if value == self.unlabelled else "drawn background"
+                raise UsageError(f"{name} cannot be {value}, which is {what}.")
+
+
+@dataclass
+class _Counts:
+    """Voxels of one case by value in the files; ``hit`` and ``dense`` only where there is a dense label map."""
+
+    drawn: Counter[int]
+    hit: Counter[int] = field(default_factory=Counter)  # drawn as what the dense map says
+    drawn_on_dense: Counter[int] = field(default_factory=Counter)
+    dense: Counter[int] = field(default_factory=Counter)
+    doubts: list[str] = field(default_factory=list)
+
+
+def find_scribbled_cases(images: Mapping[str, Path], scribbles: Path, dense: Path | None) -> list[ScribbledFiles]:
+    """Pair images, scribbles and dense labels by case name; only dense labels may be there for some cases alone.
+
+    Args:
+        images: folder of each channel.
+        scribbles, dense: folders of label maps, named as the cases are.
+
+    Raises:
+        UsageError, DataProblem: as find_channel_files; images and scribbles do not pair up; dense labels of no case.
+    """
+    channels = find_channel_files(images)
+    drawn = dataset.find_files(scribbles, "scribble")
+    unmarked, orphans = sorted(channels.keys() - drawn.keys()), sorted(drawn.keys() - channels.keys())
+    if unmarked or orphans:
+        lines = [f"Images and the scribbles in {scribbles} do not pair up; a scribble file has its case's name."]
+        if unmarked:
+            lines.append(f"  {len(unmarked)} images without a scribble file: {first_names(unmarked)}")
+        if orphans:
+            lines.append(f"  {len(orphans)} scribble files without an image: {first_names(orphans)}")
+        raise DataProblem("\n".join([*lines, "Add, rename or take away files until both agree."]))
+    known = dataset.find_files(dense, "dense label") if dense is not None else {}
+    strange = sorted(known.keys() - channels.keys())
+    if strange:
+        raise DataProblem(f"{len(strange)} dense labels in {dense} without an image: {first_names(strange)}.")
+    return [ScribbledFiles(case, files, drawn[case], known.get(case)) for case, files in sorted(channels.items())]
+
+
+def import_scribbles(
+    cases: Sequence[ScribbledFiles],
+    channels: Sequence[str],
+    legend: Legend,
+    dataset_id: int,
+    name: str,
+    repairs: Repairs = Repairs(),  # noqa: B008 (frozen)
+    overwrite: bool = False,
+    keep_empty: bool = False,
+    allow_outside_body: bool = False,
+    strict: bool = False,
+    source: Mapping[str, Any] | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Make a data set out of images and scribbles.
+
+    Args:
+        cases: from :func:`find_scribbled_cases`.
+        channels: name of each image of a case; "CT" makes nnU-Net clip that channel to the CT window.
+        legend: what the values in the files mean.
+        dataset_id: XXX of DatasetXXX_Name.
+        name: Name of DatasetXXX_Name.
+        repairs: what may be put right in the input.
+        overwrite: replace a data set of this id once the new one is complete.
+        keep_empty: also take cases that nobody drew on; otherwise they are left out and named (faults.md 26).
+        allow_outside_body: a class may be drawn where there is nothing but air (faults.md 27).
+        strict: an image that does not look like its channel is an error instead of a warning (faults.md 21).
+        source: further entries for the record in dataset.json.
+
+    Returns:
+        The folder of the data set, and what was written to coverage.json in it.
+
+    Raises:
+        UsageError, EnvironmentProblem, DataProblem: nothing was written.
+    """
+    raw = require_nnunet_path("nnUNet_raw")
+    final = dataset.require_free(raw, dataset_id, name, overwrite)
+
+    def check(files: ScribbledFiles) -> _Counts:
+        return _check_case(files, channels, legend, repairs, allow_outside_body)
+
+    results = dict(zip((files.case for files in cases), dataset.check_all(cases, check, "cases")))
+    doubts = [doubt for counts in results.values() for doubt in counts.doubts]
+    if doubts and strict:
+        raise DataProblem(dataset.numbered("Nothing was written.", doubts))
+    for doubt in doubts[: dataset.LISTED]:
+        log.warning("warning: %s", doubt)
+
+    _require_unlabelled(results.values(), legend, cases[0].scribbles.parent)
+    classes = _classes(legend, results.values())
+    _require_drawn(results, classes, legend)
+    empty = [case for case, counts in results.items() if not _is_drawn_on(counts, legend)]
+    kept = [files for files in cases if keep_empty or files.case not in empty]
+    if empty:
+        fate = "kept" if keep_empty else "left out"
+        log.warning("note: %d cases that nobody drew on are %s: %s", len(empty), fate, first_names(empty))
+
+    ids = {legend.unlabelled: len(classes) + 1}
+    ids |= {value: index for index, value in enumerate(classes.values(), start=1)}
+    if legend.background is not None:
+        ids[legend.background] = 0
+    labels = dataset.declared_labels(
+        {**{key: ids[value] for key, value in classes.items()}, "ignore": len(classes) + 1}
+    )
+    report = _report({files.case: results[files.case] for files in kept}, classes, legend, empty)
+    record = {
+        **(source or {}),
+        "values": {
+            "unlabelled": legend.unlabelled,
+            **({} if legend.background is None else {"background": legend.background}),
+            **classes,
+        },
+        **dataset.describe_repairs(repairs),
+        "nnunet_multimodal": __version__,
+    }
+    with dataset.new_dataset(raw, dataset_id, name, overwrite) as folder:
+        for files in tqdm(kept, desc=f"writing {final.name}", unit="case", disable=None):
+            _write_case(folder, files, ids, {0: 0, **{value: ids[value] for value in classes.values()}}, repairs)
+        dataset.write_json(folder / COVERAGE, report)
+        dataset.write_dataset_json(folder, LAYOUT, channels, labels, len(kept), record)
+    return final, report
+
+
+# --- one case --------------------------------------------------------------------------------------------------------
+
+
+def _read_case(files: ScribbledFiles, repairs: Repairs) -> tuple[list[Volume], Volume, Volume | None]:
+    """Images, scribbles and dense labels on one grid, with the repairs that were allowed."""
+    images = [read_volume(path, repairs.nan_to, repairs.reorthonormalize) for path in files.images]
+    first = images[0]
+
+    def fitted(volume: Volume, what: str) -> Volume:
+        return compare_geometry(first, volume, what, repairs.allow_affine_mismatch, repairs.fix_header)
+
+    images[1:] = [fitted(image, "channel") for image in images[1:]]
+    scribbles = fitted(read_labels(files.scribbles, repairs.reorthonormalize), "scribble")
+    dense = None
+    if files.dense is not None:
+        dense = fitted(read_labels(files.dense, repairs.reorthonormalize), "dense label")
+    return images, scribbles, dense
+
+
+def _check_case(
+    files: ScribbledFiles, channels: Sequence[str], legend: Legend, repairs: Repairs, allow_outside_body: bool
+) -> _Counts:
+    images, scribbles, dense = _read_case(files, repairs)
+    doubts = []
+    for name, image in zip(channels, images):
+        check_not_constant(image)
+        doubt = doubt_modality(name, image)
+        doubts += [f"case {files.case}: {doubt}"] if doubt else []
+    drawn_values = {legend.unlabelled} | ({legend.background} if legend.background is not None else set())
+    _check_values(scribbles, drawn_values, legend.classes)
+    counts = _Counts(_count(scribbles.data), doubts=doubts)
+    if not allow_outside_body:
+        drawn = ~np.isin(scribbles.data, [*drawn_values])
+        refuse_outside_body(scribbles, drawn, images, {value: key for key, value in (legend.classes or {}).items()})
+    if dense is not None:
+        _check_values(dense, {0}, legend.classes)
+        meant = (
+            dense.data if legend.background in (0, None) else np.where(dense.data == 0, legend.background, dense.data)
+        )
+        drawn = scribbles.data != legend.unlabelled
+        counts.dense = _count(meant)
+        counts.drawn_on_dense = _count(scribbles.data[drawn])
+        counts.hit = _count(scribbles.data[drawn & (scribbles.data == meant)])
+    return counts
+
+
+def _check_values(volume: Volume, others: set[int], classes: Mapping[str, int] | None) -> None:
+    """Rows 23 and 24; ``others`` may be there beside the classes."""
+    if classes is not None:
+        allowed = set(classes.values()) | others
+    else:
+        values = np.unique(volume.data)
+        allowed = {int(value) for value in values if value >= 0 and value == np.rint(value)} | others
+        if 255 not in others and set(values.tolist()) == {0, 255}:
+            allowed.discard(255)
+    try:
+        check_label_values(volume, allowed)
+    except DataProblem as problem:
+        if (volume.data == 255).any() and 255 not in others:
+            raise DataProblem(f"{problem} If 255 is what nobody drew on, pass --unlabelled 255.") from problem
+        raise
+
+
+def _count(data: np.ndarray) -> Counter[int]:
+    values, counts = np.unique(data, return_counts=True)
+    return Counter(dict(zip(map(int, values), map(int, counts))))
+
+
+def _write_case(
+    folder: Path, files: ScribbledFiles, ids: Mapping[int, int], dense_ids: Mapping[int, int], repairs: Repairs
+) -> None:
+    images, scribbles, dense = _read_case(files, repairs)
+    for index, (path, image) in enumerate(zip(files.images, images)):
+        dataset.place_file(path, folder / "imagesTr" / f"{files.case}_{index:04d}{FILE_ENDING}", image)
+    _place_labels(folder / "labelsTr" / f"{files.case}{FILE_ENDING}", scribbles, ids)
+    if dense is not None:
+        (folder / DENSE).mkdir(exist_ok=True)
+        _place_labels(folder / DENSE / f"{files.case}{FILE_ENDING}", dense, dense_ids)
+
+
+def _place_labels(target: Path, volume: Volume, ids: Mapping[int, int]) -> None:
+    """The label map with the ids of the data set; linked where it has them already."""
+    kind = np.uint8 if max(ids.values()) < 256 else np.uint16
+    mapped = np.zeros(volume.data.shape, dtype=kind)
+    for value, new in ids.items():
+        if new:
+            mapped[volume.data == value] = new
+    if np.array_equal(mapped, volume.data):
+        dataset.place_file(volume.path, target, volume)
+    else:
+        write_like(target, mapped, volume)
+
+
+# --- all cases -------------------------------------------------------------------------------------------------------
+
+
+def _is_drawn_on(counts: _Counts, legend: Legend) -> bool:
+    return any(value != legend.unlabelled for value in counts.drawn)
+
+
+def _require_unlabelled(results: Any, legend: Legend, folder: Path) -> None:
+    """A wrong ``unlabelled`` would make dense labels of scribbles."""
+    total: Counter[int] = sum((counts.drawn for counts in results), Counter())
+    if total[legend.unlabelled]:
+        return
+    found = ", ".join(str(value) for value in sorted(total)[: dataset.LISTED])
+    hint = "If the files are dense labels, take `nnunet_multimodal scribbles simulate` or `convert plain`."
+    if total[0] > MAX_BACKGROUND_AS_UNLABELLED * sum(total.values()):
+        share = total[0] / sum(total.values())
+        hint = f"0 fills {share:.1%} of the voxels: if nobody drew there, pass --unlabelled 0 --background-label N."
+    raise DataProblem(f"No file in {folder} has the unlabelled value {legend.unlabelled}; found {found}. {hint}")
+
+
+def _classes(legend: Legend, results: Any) -> dict[str, int]:
+    """Name -> value in the files, in the order of the values."""
+    if legend.classes is not None:
+        return dict(sorted(legend.classes.items(), key=lambda pair: pair[1]))
+    others = {legend.unlabelled, legend.background}
+    found = sorted(
+        {value for counts in results for value in counts.drawn if value not in others}
+        | {value for counts in results for value in counts.dense if value not in others | {0}}
+    )
+    gaps = sorted(set(range(1, max(found, default=0))) - set(found) - others)
+    if gaps:
+        raise DataProblem(
+            f"Label ids have gaps: found {first_names([*map(str, found)])}, but not {first_names([*map(str, gaps)])}. "
+            "Is one of them the unlabelled value, or a slip? Name those that are meant with --label-names."
+        )
+    return {f"class_{index}": value for index, value in enumerate(found, start=1)}
+
+
+def _require_drawn(results: Mapping[str, _Counts], classes: Mapping[str, int], legend: Legend) -> None:
+    """Every class and the background have to be drawn somewhere, or nothing says what they are."""
+    if not any(_is_drawn_on(counts, legend) for counts in results.values()):
+        raise DataProblem(
+            f"Nobody drew on any of the {len(results)} cases: all voxels are {legend.unlabelled}. "
+            "Is that the unlabelled value? Pass the right one as --unlabelled."
+        )
+    never = [
+        f"{name} ({value})" for name, value in classes.items() if not any(c.drawn[value] for c in results.values())
+    ]
+    if not classes or never:
+        what = f"{first_names(never)} {'is' if len(never) == 1 else 'are'} drawn" if never else "no class is drawn"
+        none = " in no case" if never else ""
+        raise DataProblem(f"{what}{none}; what was never drawn cannot be learnt. Draw it, or leave its name out.")
+    if legend.background is not None and not any(c.drawn[legend.background] for c in results.values()):
+        raise DataProblem(
+            f"background ({legend.background}) is drawn in no case. Without background scribbles everything becomes "
+            "foreground. Draw some, name their label as --background-label N, or pass --no-background to go without."
+        )
+    if legend.background is None:
+        log.warning("warning: nobody drew background; without such scribbles everything tends to become foreground.")
+
+
+def _report(
+    results: Mapping[str, _Counts], classes: Mapping[str, int], legend: Legend, empty: Sequence[str]
+) -> dict[str, Any]:
+    """What coverage.json holds: shares between 0 and 1, per class over all cases, and per case."""
+    named = {**({} if legend.background is None else {"background": legend.background}), **classes}
+    return {
+        "classes": _shares([*results.values()], named),
+        "cases": {case: _shares([counts], named) for case, counts in results.items()},
+        "not_drawn_on": [*empty],
+    }
+
+
+def _shares(results: Sequence[_Counts], named: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Per class: voxels drawn, their share of all voxels; with dense labels, of the class, and drawn rightly."""
+
+    def total(part: str) -> Counter[int]:
+        return sum((getattr(counts, part) for counts in results), Counter())
+
+    drawn, hit, on_dense, dense = total("drawn"), total("hit"), total("drawn_on_dense"), total("dense")
+    shares: dict[str, dict[str, Any]] = {}
+    for name, value in named.items():
+        of_class: dict[str, Any] = {"voxels": drawn[value], "of_all": round(drawn[value] / max(1, drawn.total()), 6)}
+        if dense.total():
+            of_class["of_class"] = round(hit[value] / dense[value], 6) if dense[value] else None
+            of_class["right"] = round(hit[value] / on_dense[value], 6) if on_dense[value] else None
+        shares[name] = of_class
+    return shares
