@@ -10,7 +10,7 @@ import textwrap
 from nnunet_multimodal.registry import TRAINERS, TrainerEntry, require_trainer
 
 DESCRIPTION = """\
-Show each trainer: its paper, the data set it needs, how it differs from nnUNetTrainer, and its ablations.
+Show each trainer: its paper, the data set it needs, how it differs from nnUNetTrainer, and its variants.
 Every name takes a length at its end: nnUNetTrainerContrastAug_50epochs."""
 
 EXAMPLE = """\
@@ -38,7 +38,7 @@ def _describe(entry: TrainerEntry) -> str:
     rows = [(key, getattr(entry, key)) for key in ("paper", "dataset", "differs")]
     lines = [entry.name, *(_wrap(f"  {key + ':':<9} ", text) for key, text in rows)]
     if entry.ablations:
-        lines.append("  ablations, the word goes behind the name:")
+        lines.append("  variants, the word goes behind the name:")
     width = max((len(word) for word in entry.ablations), default=0)
     lines += [_wrap(f"    _{word:<{width}}  ", sentence) for word, sentence in entry.ablations.items()]
     return "\n".join(lines)
