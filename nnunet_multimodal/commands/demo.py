@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Does what is not done yet, then shows what came out."""
     from nnunet_multimodal.demo.recipe import steps
-    from nnunet_multimodal.demo.run import Record, environment_lines, find_program, only_one, read_record, run_steps
+    from nnunet_multimodal.demo.run import Record, environment_lines, only_one, read_record, run_steps
+    from nnunet_multimodal.programs import find_program
 
     options = _options(args, read_record(args.output))
     for program in ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train"):
@@ -109,9 +110,9 @@ def _finish(folder: Path, options: Any, record: Any) -> int:
     import json
 
     from nnunet_multimodal.demo.recipe import environment
-    from nnunet_multimodal.demo.run import duration
     from nnunet_multimodal.demo.story import results, write_story
     from nnunet_multimodal.evaluation.terminal import describe
+    from nnunet_multimodal.programs import duration
 
     evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     done = record.content["steps"]

@@ -6,12 +6,7 @@ import contextlib
 import datetime
 import json
 import os
-import re
 import shlex
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,12 +14,12 @@ from typing import Any
 
 from nnunet_multimodal import __version__
 from nnunet_multimodal.demo.recipe import FOLDERS, Options, Step, check_options, environment, write_json
-from nnunet_multimodal.environment import EXTENSION_VARIABLE, extension_folder
-from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, MultimodalError, UsageError
+from nnunet_multimodal.environment import EXTENSION_VARIABLE
+from nnunet_multimodal.errors import DataProblem, UsageError
+from nnunet_multimodal.programs import duration, program_environment, run_program
 
 RECORD = "demo.json"
-SECONDS_TO_END = 10.0  # that a command has for ending itself before it is killed
-LAST_LINES = 15
+_AFTERWARDS = "Once that is put right, the same demo goes on from here."
 
 
 class Record:
@@ -115,7 +110,8 @@ def run_steps(folder: Path, options: Options, steps: Sequence[Step], record: Rec
             if step.do is not None:
                 step.do()
             else:
-                _run(words, variables, folder / "logs" / f"{step.name}.log", step.progress)
+                log = folder / "logs" / f"{step.name}.log"
+                run_program(words, {**_own_environment(), **variables}, log, step.progress, _AFTERWARDS)
             done = True
         finally:
             record.add(step, line, time.perf_counter() - begin, _cpu_seconds() - cpu, done)
@@ -155,119 +151,13 @@ def environment_lines(folder: Path, options: Options) -> list[str]:
     return ["  $ " + line for line in (*lines, 'eval "$(nnunet_multimodal env)"')]
 
 
-def duration(seconds: float) -> str:
-    """``4 s``, ``2 min 05 s``"""
-    whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
-
-
 def _cpu_seconds() -> float:
     """Of this process and of the commands that have ended; on a busy machine a better measure than the clock."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
-# --- one command -----------------------------------------------------------------------------------------------------
-
-
-def _run(words: Sequence[str], variables: dict[str, str], log: Path, progress: tuple[str, int] | None) -> None:
-    log.parent.mkdir(exist_ok=True)
-    start = log.stat().st_size if log.exists() else 0
-    with log.open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [find_program(words[0]), *words[1:]],
-            env={**_own_environment(), **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us; we end it with all processes that it has started
-        )
-        with _interruptible():
-            try:
-                _wait(process, log, start, progress)
-            except BaseException:
-                _end(process)
-                raise
-    if process.returncode:
-        said = _text(log, start).strip().splitlines()[-LAST_LINES:]
-        raise MultimodalError(
-            f"{words[0]} failed with exit code {process.returncode}. The end of {log}:\n"
-            + "\n".join(f"    {text}" for text in said)
-            + "\nOnce that is put right, the same demo goes on from here."
-        )
-
-
 def _own_environment() -> dict[str, str]:
     """The user's environment without nnU-Net's variables: a demo is the same for everybody."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
-    return {
-        **inherited,
-        EXTENSION_VARIABLE: str(extension_folder()),
-        "PYTHONUNBUFFERED": "1",  # the log shows how far it is
-        "PYTHONIOENCODING": "utf-8",
-    }
-
-
-def find_program(name: str) -> str:
-    """A command of this Python's installation, else of the PATH."""
-    beside = shutil.which(name, path=str(Path(sys.executable).parent))
-    found = beside or shutil.which(name)
-    if found is None:
-        raise EnvironmentProblem(
-            f"{name} was not found beside {sys.executable} nor in the PATH. Run: nnunet_multimodal doctor"
-        )
-    return found
-
-
-def _wait(process: subprocess.Popen[bytes], log: Path, start: int, progress: tuple[str, int] | None) -> None:
-    """A bar while the command runs, where the output is a terminal."""
-    from tqdm import tqdm
-
-    pattern, total = progress if progress else ("", None)
-    form = (
-        "  {desc}{percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]" if total else "  {elapsed}"
-    )
-    with tqdm(total=total, disable=None, leave=False, bar_format=form, unit="epoch") as bar:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.5)
-                return
-            if total and not bar.disable:
-                found = re.findall(pattern, _text(log, start), flags=re.MULTILINE)
-                bar.n = int(found[-1]) if found else 0
-            bar.refresh()
-
-
-def _text(log: Path, start: int) -> str:
-    with log.open("rb") as file:
-        file.seek(start)
-        return file.read().decode("utf-8", "replace")
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """A polite ``kill`` of the demo, or a closed terminal, is like Ctrl-C: the command must not stay behind."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command and what it has started: asked first, then killed."""
-
-    def send(name: str) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if hasattr(os, "killpg"):
-                os.killpg(process.pid, getattr(signal, name))
-            else:
-                process.kill()
-
-    send("SIGTERM")
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=SECONDS_TO_END)
-    send("SIGKILL")  # what is left of its group
-    process.wait()
+    kept = (EXTENSION_VARIABLE, *(name for name in program_environment() if not name.startswith("nnUNet_")))
+    return {name: program_environment()[name] for name in kept}

@@ -10,8 +10,8 @@ from typing import Any
 
 from nnunet_multimodal.conversion.images import written_whole
 from nnunet_multimodal.demo.recipe import REFERENCE, Options
-from nnunet_multimodal.demo.run import duration
 from nnunet_multimodal.evaluation.summary import ALL_ORGANS, find_row
+from nnunet_multimodal.programs import duration
 
 _TEMPLATE = "story.html.jinja"
 
