@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from nnunet_multimodal.errors import UsageError
 
+_SCRIBBLES = (
+    "scribbles, with nnU-Net's ignore label for what nobody drew; made with `nnunet_multimodal scribbles import`"
+)
 _CROSSMR_PAPER = "CrossMR (All You Need Is a Reference: cross-modality referring segmentation for abdominal MRI)"
 
 # Nine digits are enough for anybody, and keep int() and file names far from their limits.
@@ -27,7 +30,7 @@ class TrainerEntry:
     paper: str
     dataset: str  # what the data set must look like, and the command that makes it so
     differs: str  # from the stock nnUNetTrainer
-    ablations: Mapping[str, str] = field(default_factory=dict)  # word behind the name -> what it leaves out
+    ablations: Mapping[str, str] = field(default_factory=dict)  # word behind the name -> what it leaves out or adds
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,6 +98,43 @@ _ENTRIES = (
             "noALT": "Batches mix the modalities.",
             "CTonly": "Trained on the CT cases of a mixed data set alone.",
             "MRonly": "Trained on the MR cases of a mixed data set alone.",
+        },
+    ),
+    TrainerEntry(
+        name="nnUNetTrainerCmFNet",
+        module="nnunet_multimodal.trainers.cmfnet",
+        paper="CmFNet (cross-modal fusion network: weak supervision by scribbles on registered CT and MR)",
+        dataset=(
+            "two registered image channels, or one, and the label `ignore` for what nobody drew; made with "
+            "`nnunet_multimodal scribbles import`"
+        ),
+        differs=(
+            "a V-Net branch for each image and one that fuses their features and answers. What nobody drew is "
+            "regularised: by a CRF on both images, and by the branches' agreement. At prediction one image may be "
+            "missing: `nnunet_multimodal predict --missing MR`"
+        ),
+        ablations={
+            "SSL": "Scribbles alone: neither the images nor the branches regularise.",
+            "SSL_IMR": "The images regularise (CRF), the branches need not agree.",
+            "SSL_IMC": "The branches have to agree, without a CRF.",
+            "noCFE": "No extraction below the coarsest level that both branches have.",
+            "noCFF": "Features of the branches are concatenated, without the fusing convolution.",
+        },
+    ),
+    TrainerEntry(
+        name="nnUNetTrainerPartialCE",
+        module="nnunet_multimodal.trainers.partial_ce",
+        paper="CmFNet's baselines for training from scribbles, as in WSL4MIS (Luo et al., MICCAI 2022)",
+        dataset=_SCRIBBLES,
+        differs=(
+            "partial cross-entropy: what is drawn is learned, the rest is free. No deep supervision; padding is "
+            "unlabelled. The validation ends with the Dice against dense labels, where there are any"
+        ),
+        ablations={
+            "CRF": "Neighbours that look alike are of one class (gated CRF).",
+            "EM": "The network is to be sure of itself (entropy minimisation).",
+            "TV": "Borders are to be short (total variation).",
+            "MS": "A class is to be of one intensity, and its borders short (Mumford-Shah).",
         },
     ),
     TrainerEntry(

@@ -20,6 +20,9 @@ A model of nnUNetTrainerMulModSeg is told each image's modality with --modality 
 nobody says it is predicted as the modality that the network takes it for. What you say is always obeyed, also where the
 network disagrees; such cases are listed. A model that has no modalities predicts as ever.
 
+A model of nnUNetTrainerCmFNet fuses two registered images. Where one of them was not acquired, --missing says so, and
+the branch of the other one answers.
+
 OUT gets the segmentations and predictions.json: for each case its modality, whether it was told or inferred, and how
 sure the network is of it. Was the data set made with --harmonise, its intensities are harmonised here too; each image's
 modality must then be told. A bad image costs its case: the rest is done, and the command ends with 1."""
@@ -27,7 +30,8 @@ modality must then be told. A bad image costs its case: the rest is done, and th
 EXAMPLE = """\
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 3d_fullres -f 0 --modality MR
-nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d --modality-map cases.json"""
+nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d --modality-map cases.json
+nnunet_multimodal predict -i imagesTs -o OUT -d 604 -c 3d_fullres -tr nnUNetTrainerCmFNet --missing MR"""
 
 SURE = 0.9  # of another modality than was told: worth a warning
 
@@ -48,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     modality.add_argument("--modality", metavar="NAME", help="of all images, such as MR")
     modality.add_argument(
         "--modality-map", type=Path, metavar="FILE", help='JSON: {"case_001": "MR", ...}; others are inferred'
+    )
+    parser.add_argument_group("registered pairs (nnUNetTrainerCmFNet)").add_argument(
+        "--missing", nargs="+", metavar="CHANNEL", help="this one, such as MR, was not acquired: the other one answers"
     )
     how = parser.add_argument_group("prediction")
     how.add_argument("-device", "--device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one")
@@ -96,6 +103,7 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
 
     from nnunet_multimodal.inference.folder import FILE_NAME, Report, predict_cases
     from nnunet_multimodal.inference.images import find_cases
+    from nnunet_multimodal.inference.missing import branched, find_missing
     from nnunet_multimodal.inference.modality import ModalityPredictor
     from nnunet_multimodal.inference.model import load_model, result_folder
     from nnunet_multimodal.inference.workers import processes_for
@@ -114,7 +122,12 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
         raise UsageError(f"{folder.name} is the second stage of a cascade: use nnUNetv2_predict.")
     dataset_json = predictor.dataset_json
     channels = dataset_json.get("modality", dataset_json.get("channel_names"))  # older data sets call them modality
-    cases = find_cases(args.input, dataset_json["file_ending"], len(channels))
+    names = [channels[key] for key in sorted(channels, key=int)]
+    missing = None if args.missing is None else find_missing(predictor, names, args.missing)
+    optional = names if branched(predictor) is not None else []
+    cases = find_cases(
+        args.input, dataset_json["file_ending"], len(names), None if missing is None else missing.channel, optional
+    )
     told = _told(args, told_map, predictor, [case.name for case in cases], messages)
     harmonise = _harmonise(dataset_json, [case.name for case in cases if case.name not in told])
     for message in messages:
@@ -131,6 +144,7 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
             "step_size": args.step_size,
             "mirroring": not args.disable_tta,
             **({} if predictor.trained_on is None else {"trained_on": predictor.trained_on}),
+            **({} if missing is None else {"missing": missing.name}),
         },
     )
     kept = report.take_over(told) if args.go_on else []
@@ -149,7 +163,7 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
         predict_cases(
             predictor, waiting, report, told, harmonise is not None, args.nan_to, args.save_probabilities,
             (default if args.npp is None else args.npp, default if args.nps is None else args.nps),
-            lambda done: bar.update(done - bar.n), fail,
+            lambda done: bar.update(done - bar.n), fail, missing,
         )  # fmt: skip
     _print_summary(report, [case.name for case in cases], len(kept))
     if not report.failed:

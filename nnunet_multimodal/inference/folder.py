@@ -27,6 +27,7 @@ from nnunet_multimodal.conversion.images import SUFFIXES, check_not_constant, re
 from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, MultimodalError, UsageError
 from nnunet_multimodal.inference.hounsfield import likelihood, share_of_air
 from nnunet_multimodal.inference.images import Case
+from nnunet_multimodal.inference.missing import Missing, answering, entry_of_branch, with_stand_in
 from nnunet_multimodal.inference.modality import ModalityPredictor
 from nnunet_multimodal.inference.workers import Workers
 
@@ -41,10 +42,12 @@ class Preparation:
     Attributes:
         harmonise_as: bring the intensities of this modality to [0, 1], as the converter did; None leaves them.
         nan_to: value for voxels that are no numbers; None refuses them.
+        missing: the channel that there is no image of; it is 0 everywhere in the result.
     """
 
     harmonise_as: str | None = None
     nan_to: float | None = None
+    missing: int | None = None
 
 
 @dataclass
@@ -109,6 +112,7 @@ def predict_cases(
     processes: tuple[int, int] = (0, 0),
     on_progress: Callable[[float], Any] = lambda done: None,
     on_failure: Callable[[str, BaseException], Any] = lambda case, error: None,
+    missing: Missing | None = None,
 ) -> None:
     """Predicts the cases into the report's folder, and writes the report after each.
 
@@ -123,6 +127,7 @@ def predict_cases(
         processes: how many prepare images and how many write results; 0 does it in this process.
         on_progress: called with the number of cases that are done, fractions included.
         on_failure: called for each case that failed.
+        missing: the modality that no case has; the other one's branch of the network answers.
 
     Raises:
         EnvironmentProblem: a process was killed.
@@ -155,14 +160,15 @@ def predict_cases(
                 report.cases[case] = entry
             report.write()
 
-    with _partial_folder(output) as partial:
+    with _partial_folder(output) as partial, answering(predictor, missing):
         try:
             for name, content in (("dataset", predictor.dataset_json), ("plans", predictor.plans_manager.plans)):
                 write_json(output / f"{name}.json", content)  # nnU-Net's postprocessing and ensembling read them
             for index in range(len(cases)):
                 while waiting and len(prepared) <= preparing.processes:
                     case = waiting.popleft()
-                    how = Preparation(told[case.name] if harmonise else None, nan_to)
+                    as_what = told[case.name] if harmonise else None
+                    how = Preparation(as_what, nan_to, None if missing is None else missing.channel)
                     prepared.append((case, preparing.submit(prepare, case, how, *plan)))
                 case, future = prepared.popleft()
                 predictor.on_progress = functools.partial(_advance, on_progress, index)
@@ -175,7 +181,8 @@ def predict_cases(
                     fail(case.name, error)
                     report.write()
                 else:
-                    entry = _entry(predictor, told.get(case.name), harmonise) | {"file": f"{case.name}{ending}"}
+                    entry = _entry(predictor, told.get(case.name), harmonise) | entry_of_branch(predictor, missing)
+                    entry["file"] = f"{case.name}{ending}"
                     job = (logits, properties, *plan, case.name, partial, output, save_probabilities)
                     written.append((case.name, entry, writing.submit(write, *job)))
                 on_progress(index + 1.0)
@@ -221,6 +228,8 @@ def prepare(
 
                 channels = [harmonise(channel, how.harmonise_as, file) for channel, file in zip(image, files)]
                 image = np.stack(channels)
+            if how.missing is not None:
+                image = with_stand_in(image, how.missing, configuration.normalization_schemes[how.missing])
             image, _, properties = preprocessor.run_case_npy(
                 image, None, properties, plans, configuration, dataset_json
             )
@@ -229,8 +238,12 @@ def prepare(
     except Exception:
         _diagnose(case, how)
         raise
+    seen = image
+    if how.missing is not None:
+        image[how.missing] = 0
+        seen = np.delete(image, how.missing, axis=0)
     finite = np.isfinite(image).all()
-    if not finite or image.min() == image.max():
+    if not finite or seen.min() == seen.max():
         _diagnose(case, how)
     if not finite:
         raise DataProblem(f"case {case.name} has voxels that are no numbers once it is preprocessed.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,9 @@ class Case:
     files: tuple[Path, ...]
 
 
-def find_cases(folder: Path, ending: str, channels: int) -> list[Case]:
+def find_cases(
+    folder: Path, ending: str, channels: int, missing: int | None = None, optional: Sequence[str] = ()
+) -> list[Case]:
     """Every case of a folder, in the order of their names.
 
     nnU-Net itself passes over files that it does not understand, or cuts five characters off their names.
@@ -29,6 +31,8 @@ def find_cases(folder: Path, ending: str, channels: int) -> list[Case]:
         folder: holds ``NAME_0000{ending}``, ``NAME_0001{ending}``, ...
         ending: ``file_ending`` of dataset.json.
         channels: how many images make a case.
+        missing: the channel that no case has, or that is to be passed over.
+        optional: the channels' names, where the model can do without one of them.
 
     Raises:
         DataProblem: there is no folder or no case, an image has no channel suffix, or a case lacks a channel or has one
@@ -47,17 +51,27 @@ def find_cases(folder: Path, ending: str, channels: int) -> list[Case]:
             problems.append(f"{folder / name} has no channel suffix; rename to {stem}_0000{ending}.")
         else:
             found.setdefault(match[1], {})[int(match[2])] = folder / name
+    expected = [channel for channel in range(channels) if channel != missing]
     for case, files in found.items():
-        if sorted(files) != [*range(channels)]:
+        if missing is not None:
+            files.pop(missing, None)
+        if sorted(files) != expected:
+            absent = [channel for channel in expected if channel not in files]
+            hint = ""
+            if optional and missing is None and len(absent) == 1 and len(files) == channels - 1:
+                hint = (
+                    f" Without {optional[absent[0]]} it can be predicted, too: put such cases into a folder of their "
+                    f"own and add --missing {optional[absent[0]]}."
+                )
             problems.append(
-                f"case {case}: expected channels {_list(range(channels))}; found {_list(files)} in {folder}."
+                f"case {case}: expected channels {_list(expected)}; found {_list(files) or 'none'} in {folder}.{hint}"
             )
     if problems:
         raise DataProblem(numbered("The images need nnU-Net's names, CASE_CHANNEL:", problems))
     if not found:
         there = f"; it holds {first_names(names)}" if names else ", it is empty"
         raise DataProblem(
-            f"-i {folder} holds no image that ends in _0000{ending}, as the model's data set does{there}."
+            f"-i {folder} holds no image that ends in _{expected[0]:04d}{ending}, as the model's data set does{there}."
         )
     return [Case(case, tuple(files[index] for index in sorted(files))) for case, files in sorted(found.items())]
 

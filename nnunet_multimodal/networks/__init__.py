@@ -1,5 +1,6 @@
 """Networks: pure torch modules that know nothing of nnU-Net's trainer, plans or files."""
 
+from nnunet_multimodal.networks.cmfnet import CmFNet
 from nnunet_multimodal.networks.crossmr import CrossMRNetwork, Prompt, ReferringOutput
 from nnunet_multimodal.networks.memory import Memory
 from nnunet_multimodal.networks.modality_head import ModalityHead
@@ -10,6 +11,7 @@ from nnunet_multimodal.networks.text_unet import TextUNet
 from nnunet_multimodal.networks.unet import PromptedUNet, binary_prompts, decoder_features
 
 __all__ = [
+    "CmFNet",
     "CrossMRNetwork",
     "Memory",
     "ModalityHead",

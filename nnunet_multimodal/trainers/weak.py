@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,8 +123,11 @@ class WeakTrainer(MultimodalTrainer):
         """Cross-entropy of what is drawn."""
         return PartialCrossEntropyLoss(self.label_manager.ignore_label, self.settings["reduction"])
 
-    def crf(self) -> Regulariser:
+    def crf(self, coarser: Sequence[int] = (1, 1, 1)) -> Regulariser:
         """The gated CRF of ``CRF_SETTINGS``: in the slice for 2d, from three sides for 3d.
+
+        Args:
+            coarser: by how much the grid that it is given is coarser than the plans' along Z, Y, X.
 
         Raises:
             UsageError: kernels or radius are not what the loss takes.
@@ -132,7 +136,7 @@ class WeakTrainer(MultimodalTrainer):
         try:
             if len(self.configuration_manager.patch_size) == 2:
                 return GatedCRFLoss(settings["crf_kernels"], settings["crf_radius"])
-            spacing = np.asarray(self.configuration_manager.spacing, dtype=float)
+            spacing = np.asarray(self.configuration_manager.spacing, dtype=float) * coarser
             apart = (spacing / spacing.min()).tolist() if settings["crf_spacing_aware"] else None
             return MultiViewCRFLoss(settings["crf_kernels"], settings["crf_radius"], apart)
         except (TypeError, ValueError) as error:

@@ -35,6 +35,9 @@ SMALL = {
     "prompts": 2,  # openSet: as many as there are organs, so that its batches look like the data set
 }
 
+# Their labels are scribbles: what nobody drew is ignored.
+WEAK = ("PartialCE", "DMSPS", "USTM", "Scribble2Label", "CmFNet")
+
 NAMES = [name for entry in TRAINERS.values() for name in entry.names]
 
 
@@ -42,10 +45,19 @@ def channel_names(trainer: str, organs: int) -> list[str]:
     """What the data set of this trainer has for channels."""
     if trainer.startswith("nnUNetTrainerCrossMR"):
         return ["target", "reference", *["noNorm"] * organs]
+    if trainer.startswith("nnUNetTrainerCmFNet"):
+        return ["CT", "MR"]
+    if is_weak(trainer):
+        return ["MR"]
     return ["MR", *["noNorm"] * organs] if trainer.startswith("nnUNetTrainerScribble") else ["CT_or_MR"]
 
 
+def is_weak(trainer: str) -> bool:
+    return trainer.removeprefix("nnUNetTrainer").startswith(WEAK)
+
+
 def tiny_dataset(trainer: str, organs: dict[str, int] = ORGANS, ignore: bool = False) -> dict[str, Any]:
+    ignore = ignore or is_weak(trainer)
     labels = {"background": 0, **organs, **({"ignore": len(organs) + 1} if ignore else {})}
     names = channel_names(trainer, len(organs))
     return {
@@ -113,8 +125,13 @@ def configuration_name(ndim: int) -> str:
     return "2d" if ndim == 2 else "3d_fullres"
 
 
-def save_cases(folder: Path, channels: int, organs: int = len(ORGANS), cases: tuple[str, ...] = CASES) -> None:
-    """Preprocessed cases as nnU-Net stores them: a blob for each organ; scribble channels hold a line of it."""
+def save_cases(
+    folder: Path, channels: int, organs: int = len(ORGANS), cases: tuple[str, ...] = CASES, scribbles: bool = False
+) -> None:
+    """Preprocessed cases as nnU-Net stores them: a blob for each organ; scribble channels hold a line of it.
+
+    With ``scribbles`` a column of each organ and two of the background are labelled, and the rest is ignored.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder.parent / "dataset_fingerprint.json").write_text("{}")  # is copied, not read
     labels = list(range(1, organs + 1))
@@ -127,9 +144,13 @@ def save_cases(folder: Path, channels: int, organs: int = len(ORGANS), cases: tu
         data = rng.normal(0, 0.3, (channels, *segmentation.shape[1:])).astype(np.float32)
         data += segmentation
         data[1:] = data[:1]  # as converted: target and reference are one image, until something is done to them
-        for label in labels[: max(0, channels - 1)] if channels > 1 else []:
+        for label in labels if channels > organs else []:
             data[channels - organs + label - 1] = 0
             data[channels - organs + label - 1, 2, (label - 1) * 9 + number % 3 + 3, 6:12] = 1
+        if scribbles:
+            drawn = np.zeros(segmentation.shape, dtype=bool)
+            drawn[..., [1, 9, 16]] = True
+            segmentation[~drawn] = organs + 1
         everywhere: list[int | tuple[int, ...]] = [*labels, (-1, 0, *labels), (-1, 0, *labels, organs + 1)]
         locations = {k: np.argwhere(np.isin(segmentation, k))[:200] for k in everywhere}
         properties = {"spacing": [3.0, 1.0, 1.0], "class_locations": locations}
@@ -153,7 +174,7 @@ def make_trainer(
     )
     folder = Path(trainer.preprocessed_dataset_folder)
     if not folder.exists():
-        save_cases(folder, channels, len(organs), cases)
+        save_cases(folder, channels, len(organs), cases, scribbles=is_weak(name))
     return trainer
 
 
