@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_multimodal.commands.convert import add_label_names, add_repairs, label_names_of, natural_number, repairs_of
+from nnunet_multimodal.commands.convert import add_repairs, natural_number, repairs_of
 from nnunet_multimodal.environment import require_nnunet_path
 from nnunet_multimodal.errors import UsageError
 
@@ -58,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="value of drawn background (%(default)s)",
     )
     background.add_argument("--no-background", action="store_true", help="nobody drew background; rarely goes well")
-    add_label_names(data, default="class_1, class_2, ... for the values found")
+    add_class_names(data)
+    data.add_argument(
+        "--unnamed-to-background",
+        action="store_true",
+        help="values that no name is given for are background, in scribbles and dense labels, not an error",
+    )
     data.add_argument(
         "--dense",
         type=Path,
@@ -68,6 +73,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_arguments(parser, "Scribbled")
     add_checks(parser)
     add_repairs(parser)
+
+
+def add_class_names(group: Any) -> None:
+    """The options that ``class_names_of`` reads."""
+    names = group.add_mutually_exclusive_group()
+    names.add_argument(
+        "--label-names",
+        type=class_values,
+        nargs="+",
+        metavar="NAME=ID[,ID...]",
+        help="classes and their values, several for one that is merged (default: class_1, ... for the values found)",
+    )
+    names.add_argument(
+        "--labels-json", type=Path, metavar="FILE", help='the same from a dataset.json or {"liver": 1, ...}'
+    )
+
+
+def class_values(text: str) -> tuple[str, tuple[int, ...]]:
+    """``tumour=1,2,3``"""
+    name, separator, values = text.rpartition("=")
+    ids = [value.strip() for value in values.split(",")]
+    if not (separator and name.strip() and all(value.isdecimal() for value in ids)):
+        raise argparse.ArgumentTypeError(f"expected NAME=ID such as liver=1 or tumour=1,2,3, found {text!r}")
+    return name.strip(), tuple(dict.fromkeys(map(int, ids)))
+
+
+def class_names_of(args: argparse.Namespace) -> dict[str, tuple[int, ...]] | None:
+    """Name -> values, in order of the values; ``background`` and ``ignore`` among them if the user named them."""
+    if args.labels_json is not None:
+        from nnunet_multimodal.conversion.dataset import labels_from_json
+
+        named = [(name, (value,)) for name, value in labels_from_json(args.labels_json).items()]
+    elif args.label_names is not None:
+        named = args.label_names
+    else:
+        return None
+    classes = dict(named)
+    if len(classes) < len(named):
+        names = [name for name, _ in named]
+        raise UsageError(f"--label-names has {next(name for name in names if names.count(name) > 1)} more than once.")
+    every = [value for values in classes.values() for value in values]
+    twice = sorted({value for value in every if every.count(value) > 1})
+    if twice:
+        names = [name for name, values in classes.items() if twice[0] in values]
+        raise UsageError(f"Label ids must differ, found {twice[0]} for {', '.join(names)}.")
+    return dict(sorted(classes.items(), key=lambda pair: min(pair[1])))
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser, name: str, required: bool = True) -> None:
@@ -83,10 +134,11 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, name: str, required: 
     out.add_argument("--overwrite", action="store_true", help="replace the data set of this id")
 
 
-def add_checks(parser: argparse.ArgumentParser) -> None:
+def add_checks(parser: argparse.ArgumentParser, drawn_by_hand: bool = True) -> None:
     checks = parser.add_argument_group("checks")
     checks.add_argument("--keep-empty", action="store_true", help="keep cases that nobody drew on, too")
-    checks.add_argument("--allow-outside-body", action="store_true", help="classes may be drawn in the air")
+    if drawn_by_hand:
+        checks.add_argument("--allow-outside-body", action="store_true", help="classes may be drawn in the air")
     checks.add_argument(
         "--strict", action="store_true", help="an image that does not look like its channel is an error"
     )
@@ -138,25 +190,24 @@ def channel_folders(words: list[str], channel_name: str) -> dict[str, Path]:
 def _legend(args: argparse.Namespace) -> Legend:
     from nnunet_multimodal.conversion.scribble_dataset import Legend
 
-    names = label_names_of(args)
-    unlabelled = args.unlabelled
-    if names is not None:
-        names = dict(names)
-        ignore = names.pop("ignore", None)
-        if ignore is not None and unlabelled not in (None, ignore):
-            raise UsageError(f"--unlabelled is {unlabelled}, but the label names have ignore={ignore}.")
-        unlabelled = ignore if unlabelled is None else unlabelled
-        drawn = names.pop("background", args.background_label)
-        if drawn != args.background_label:
+    classes, unlabelled = class_names_of(args), args.unlabelled
+    if classes is not None:
+        named = classes.pop("ignore", None)
+        if named is not None and unlabelled is not None and named != (unlabelled,):
+            raise UsageError(f"--unlabelled is {unlabelled}, but the label names have ignore={named[0]}.")
+        unlabelled = named[0] if named is not None else unlabelled
+        drawn = classes.pop("background", (args.background_label,))
+        if drawn != (args.background_label,):
             raise UsageError(
-                f"--background-label is {args.background_label}, but the label names have background={drawn}."
+                f"--background-label is {args.background_label}, but the label names have background={drawn[0]}."
             )
-        twice = sorted({value for value in names.values() if [*names.values()].count(value) > 1})
-        if twice:
-            raise UsageError(f"Label ids must differ, found {twice[0]} more than once.")
+        if not classes:
+            raise UsageError("The label names hold no class.")
     if unlabelled is None:
         raise UsageError("Which value means that nobody drew there? Pass it as --unlabelled N, e.g. 4, 255 or 0.")
-    return Legend(unlabelled, None if args.no_background else args.background_label, names)
+    return Legend(
+        unlabelled, None if args.no_background else args.background_label, classes, args.unnamed_to_background
+    )
 
 
 def print_report(folder: Path, report: Mapping[str, Any], dataset_id: int, channels: int) -> None:

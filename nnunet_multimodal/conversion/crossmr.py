@@ -184,12 +184,19 @@ def _write_case(
             write_like(channel(index), scribbles == organ, image)
 
 
-def draw_scribbles(label: Volume, organs: Sequence[int], seed: int, case: str, every: int = 1) -> np.ndarray:
+def draw_scribbles(
+    label: Volume, organs: Sequence[int], seed: int, case: str, every: int = 1, style: str = "freeform"
+) -> np.ndarray:
     """Scribbles [Z, Y, X] of a label map, drawn in the plane that a reader looks at: across the coarsest axis.
 
     The same seed and case name draw the same scribbles, whatever else is drawn before.
     """
-    axis = int(np.argmax(np.round(label.spacing, 3)))  # the first, z, if they are equal
-    in_plane = tuple(size for other, size in enumerate(label.data.shape) if other != axis)
+    axis, scale = drawing_plane(label)
     rng = np.random.default_rng([seed, zlib.crc32(case.encode())])
-    return simulate_label_scribbles(label.data, organs, rng, scribble_scale(in_plane), every, axis)
+    return simulate_label_scribbles(label.data, organs, rng, scale, every, axis, style)
+
+
+def drawing_plane(label: Volume) -> tuple[int, float]:
+    """The axis of [Z, Y, X] across which a reader looks at a volume, and the scale of strokes in its slices."""
+    axis = int(np.argmax(np.round(label.spacing, 3)))  # the first, z, if they are equal
+    return axis, scribble_scale([size for other, size in enumerate(label.data.shape) if other != axis])

@@ -419,7 +419,7 @@ def check_scribbles(
     organs = {value: name for name, value in labels.items() if value > 0 and name != "ignore"}
     _check_scribble_classes(scribbles, organs)
     drawn = scribbles.data > 0
-    _refuse_scribbles_at(scribbles, drawn & ~_body(image.data), organs, "outside the body", "Erase them there.")
+    _refuse_scribbles_at(scribbles, drawn & ~body_mask(image.data), organs, "outside the body", "Erase them there.")
     if label_map is not None and "ignore" in labels:
         ignored = drawn & (label_map.data == labels["ignore"])
         _refuse_scribbles_at(scribbles, ignored, organs, "on the ignore label", "Label or erase them.")
@@ -439,7 +439,7 @@ def refuse_outside_body(scribbles: Volume, drawn: np.ndarray, images: Sequence[V
         return
     outside = drawn.copy()
     for image in images:
-        outside &= ~_body(image.data)
+        outside &= ~body_mask(image.data)
     known = {int(value): names.get(int(value), f"label {int(value)}") for value in np.unique(scribbles.data[drawn])}
     _refuse_scribbles_at(scribbles, outside, known, "outside the body", "Erase them there, or --allow-outside-body.")
 
@@ -466,7 +466,7 @@ def _refuse_scribbles_at(
         )
 
 
-def _body(data: np.ndarray) -> np.ndarray:
+def body_mask(data: np.ndarray) -> np.ndarray:
     """bool [Z, Y, X]: everything but the air around the patient, a little too large rather than too small."""
     from scipy import ndimage
 

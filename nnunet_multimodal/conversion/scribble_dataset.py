@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,15 @@ class Legend:
     Attributes:
         unlabelled: nobody drew there.
         background: drawn background in the scribble files; None where background has no value, so nobody drew it.
-        classes: name -> value, the same in scribbles and dense labels; None takes what is found.
+        classes: name -> its values, the same in scribbles and dense labels, in the order of the data set; None takes
+            what is found.
+        unnamed_to_background: values that no class has are background, in scribbles and dense labels, not an error.
     """
 
     unlabelled: int
     background: int | None = 0
-    classes: Mapping[str, int] | None = None
+    classes: Mapping[str, tuple[int, ...]] | None = None
+    unnamed_to_background: bool = False
 
     def __post_init__(self) -> None:
         if self.unlabelled == self.background:
@@ -80,15 +83,46 @@ class Legend:
                 f"{self.unlabelled} cannot be both what nobody drew on and drawn background. Which label has the drawn "
                 "background? Pass it as --background-label N; if nobody drew background, pass --no-background."
             )
-        for name, value in (self.classes or {}).items():
-            if value in (self.unlabelled, self.background):
-                what = "--unlabelled" if value == self.unlabelled else "drawn background"
-                raise UsageError(f"{name} cannot be {value}, which is {what}.")
+        for name, values in (self.classes or {}).items():
+            for value in values:
+                if value in (self.unlabelled, self.background):
+                    what = "--unlabelled" if value == self.unlabelled else "drawn background"
+                    raise UsageError(f"{name} cannot be {value}, which is {what}.")
+
+    @property
+    def others(self) -> set[int]:
+        """The values in scribble files that are no class."""
+        return {self.unlabelled} if self.background is None else {self.unlabelled, self.background}
+
+    def of_scribbles(self, data: np.ndarray) -> np.ndarray:
+        """The array with one value per class, the first that it has."""
+        return self._merged(data, self.others, self.background)
+
+    def of_dense(self, data: np.ndarray) -> np.ndarray:
+        """The same of a dense label map, with background as in the scribbles (0 if those have none)."""
+        background = self.background or 0
+        merged = self._merged(data, {0}, background)
+        return np.where(data == 0, background, merged) if background else merged
+
+    def _merged(self, data: np.ndarray, others: set[int], background: int | None) -> np.ndarray:
+        if self.classes is None:
+            return data
+        merged = data
+        for first, *more in self.classes.values():
+            if more and np.isin(data, more).any():
+                merged = np.where(np.isin(data, more), first, merged)
+        if self.unnamed_to_background and background is not None:
+            named = {value for values in self.classes.values() for value in values} | others
+            merged = np.where(np.isin(data, [*named]), merged, background)
+        return merged
 
 
 @dataclass
 class _Counts:
-    """Voxels of one case by value in the files; ``hit`` and ``dense`` only where there is a dense label map."""
+    """Voxels of one case by value in the files, several of a class counted as its first.
+
+    ``hit``, ``drawn_on_dense`` and ``dense`` are empty where there is no dense label map.
+    """
 
     drawn: Counter[int]
     hit: Counter[int] = field(default_factory=Counter)  # drawn as what the dense map says
@@ -180,27 +214,24 @@ def import_scribbles(
         fate = "kept" if keep_empty else "left out"
         log.warning("note: %d cases that nobody drew on are %s: %s", len(empty), fate, first_names(empty))
 
-    ids = {legend.unlabelled: len(classes) + 1}
-    ids |= {value: index for index, value in enumerate(classes.values(), start=1)}
-    if legend.background is not None:
-        ids[legend.background] = 0
-    labels = dataset.declared_labels(
-        {**{key: ids[value] for key, value in classes.items()}, "ignore": len(classes) + 1}
-    )
+    numbers = {name: number for number, name in enumerate(classes, start=1)}
+    labels = dataset.declared_labels({**numbers, "ignore": len(classes) + 1})
+    of_class = {value: numbers[name] for name, values in classes.items() for value in values}
+    ids = {legend.unlabelled: labels["ignore"], **of_class}  # what has none becomes background
     report = _report({files.case: results[files.case] for files in kept}, classes, legend, empty)
     record = {
         **(source or {}),
         "values": {
             "unlabelled": legend.unlabelled,
             **({} if legend.background is None else {"background": legend.background}),
-            **classes,
+            **{key: values[0] if len(values) == 1 else [*values] for key, values in classes.items()},
         },
         **dataset.describe_repairs(repairs),
         "nnunet_multimodal": __version__,
     }
     with dataset.new_dataset(raw, dataset_id, name, overwrite) as folder:
         for files in tqdm(kept, desc=f"writing {final.name}", unit="case", disable=None):
-            _write_case(folder, files, ids, {0: 0, **{value: ids[value] for value in classes.values()}}, repairs)
+            _write_case(folder, files, ids, of_class, repairs)
         dataset.write_json(folder / COVERAGE, report)
         dataset.write_dataset_json(folder, LAYOUT, channels, labels, len(kept), record)
     return final, report
@@ -234,28 +265,26 @@ def _check_case(
         check_not_constant(image)
         doubt = doubt_modality(name, image)
         doubts += [f"case {files.case}: {doubt}"] if doubt else []
-    drawn_values = {legend.unlabelled} | ({legend.background} if legend.background is not None else set())
-    _check_values(scribbles, drawn_values, legend.classes)
-    counts = _Counts(_count(scribbles.data), doubts=doubts)
+    _check_values(scribbles, legend.others, legend)
+    marks = legend.of_scribbles(scribbles.data)
     if not allow_outside_body:
-        drawn = ~np.isin(scribbles.data, [*drawn_values])
-        refuse_outside_body(scribbles, drawn, images, {value: key for key, value in (legend.classes or {}).items()})
+        names = {values[0]: name for name, values in (legend.classes or {}).items()}
+        refuse_outside_body(replace(scribbles, data=marks), ~np.isin(marks, [*legend.others]), images, names)
+    counts = _Counts(_count(marks), doubts=doubts)
     if dense is not None:
-        _check_values(dense, {0}, legend.classes)
-        meant = (
-            dense.data if legend.background in (0, None) else np.where(dense.data == 0, legend.background, dense.data)
-        )
-        drawn = scribbles.data != legend.unlabelled
-        counts.dense = _count(meant)
-        counts.drawn_on_dense = _count(scribbles.data[drawn])
-        counts.hit = _count(scribbles.data[drawn & (scribbles.data == meant)])
+        _check_values(dense, {0}, legend)
+        truth = legend.of_dense(dense.data)
+        drawn = marks != legend.unlabelled
+        counts.dense = _count(truth)
+        counts.drawn_on_dense = _count(marks[drawn])
+        counts.hit = _count(marks[drawn & (marks == truth)])
     return counts
 
 
-def _check_values(volume: Volume, others: set[int], classes: Mapping[str, int] | None) -> None:
+def _check_values(volume: Volume, others: set[int], legend: Legend) -> None:
     """Rows 23 and 24; ``others`` may be there beside the classes."""
-    if classes is not None:
-        allowed = set(classes.values()) | others
+    if legend.classes is not None and not legend.unnamed_to_background:
+        allowed = {value for values in legend.classes.values() for value in values} | others
     else:
         values = np.unique(volume.data)
         allowed = {int(value) for value in values if value >= 0 and value == np.rint(value)} | others
@@ -275,7 +304,7 @@ def _count(data: np.ndarray) -> Counter[int]:
 
 
 def _write_case(
-    folder: Path, files: ScribbledFiles, ids: Mapping[int, int], dense_ids: Mapping[int, int], repairs: Repairs
+    folder: Path, files: ScribbledFiles, ids: Mapping[int, int], of_class: Mapping[int, int], repairs: Repairs
 ) -> None:
     images, scribbles, dense = _read_case(files, repairs)
     for index, (path, image) in enumerate(zip(files.images, images)):
@@ -283,16 +312,14 @@ def _write_case(
     _place_labels(folder / "labelsTr" / f"{files.case}{FILE_ENDING}", scribbles, ids)
     if dense is not None:
         (folder / DENSE).mkdir(exist_ok=True)
-        _place_labels(folder / DENSE / f"{files.case}{FILE_ENDING}", dense, dense_ids)
+        _place_labels(folder / DENSE / f"{files.case}{FILE_ENDING}", dense, of_class)
 
 
 def _place_labels(target: Path, volume: Volume, ids: Mapping[int, int]) -> None:
-    """The label map with the ids of the data set; linked where it has them already."""
-    kind = np.uint8 if max(ids.values()) < 256 else np.uint16
-    mapped = np.zeros(volume.data.shape, dtype=kind)
-    for value, new in ids.items():
-        if new:
-            mapped[volume.data == value] = new
+    """The label map with the ids of the data set, 0 for values that have none; linked where it has them already."""
+    mapped = np.zeros(volume.data.shape, dtype=np.uint8 if max(ids.values()) < 256 else np.uint16)
+    for value, number in ids.items():
+        mapped[volume.data == value] = number
     if np.array_equal(mapped, volume.data):
         dataset.place_file(volume.path, target, volume)
     else:
@@ -306,9 +333,9 @@ def _is_drawn_on(counts: _Counts, legend: Legend) -> bool:
     return any(value != legend.unlabelled for value in counts.drawn)
 
 
-def _require_unlabelled(results: Any, legend: Legend, folder: Path) -> None:
+def _require_unlabelled(results: Iterable[_Counts], legend: Legend, folder: Path) -> None:
     """A wrong ``unlabelled`` would make dense labels of scribbles."""
-    total: Counter[int] = sum((counts.drawn for counts in results), Counter())
+    total = _sum(counts.drawn for counts in results)
     if total[legend.unlabelled]:
         return
     found = ", ".join(str(value) for value in sorted(total)[: dataset.LISTED])
@@ -319,39 +346,37 @@ def _require_unlabelled(results: Any, legend: Legend, folder: Path) -> None:
     raise DataProblem(f"No file in {folder} has the unlabelled value {legend.unlabelled}; found {found}. {hint}")
 
 
-def _classes(legend: Legend, results: Any) -> dict[str, int]:
-    """Name -> value in the files, in the order of the values."""
+def _classes(legend: Legend, results: Iterable[_Counts]) -> Mapping[str, tuple[int, ...]]:
+    """Name -> values in the files, in the order of the data set."""
     if legend.classes is not None:
-        return dict(sorted(legend.classes.items(), key=lambda pair: pair[1]))
-    others = {legend.unlabelled, legend.background}
-    found = sorted(
-        {value for counts in results for value in counts.drawn if value not in others}
-        | {value for counts in results for value in counts.dense if value not in others | {0}}
-    )
-    gaps = sorted(set(range(1, max(found, default=0))) - set(found) - others)
+        return legend.classes
+    found = sorted({value for counts in results for value in counts.drawn + counts.dense} - legend.others - {0})
+    gaps = sorted(set(range(1, max(found, default=0))) - set(found) - legend.others)
     if gaps:
         raise DataProblem(
             f"Label ids have gaps: found {first_names([*map(str, found)])}, but not {first_names([*map(str, gaps)])}. "
             "Is one of them the unlabelled value, or a slip? Name those that are meant with --label-names."
         )
-    return {f"class_{index}": value for index, value in enumerate(found, start=1)}
+    return {f"class_{number}": (value,) for number, value in enumerate(found, start=1)}
 
 
-def _require_drawn(results: Mapping[str, _Counts], classes: Mapping[str, int], legend: Legend) -> None:
+def _require_drawn(results: Mapping[str, _Counts], classes: Mapping[str, tuple[int, ...]], legend: Legend) -> None:
     """Every class and the background have to be drawn somewhere, or nothing says what they are."""
     if not any(_is_drawn_on(counts, legend) for counts in results.values()):
         raise DataProblem(
             f"Nobody drew on any of the {len(results)} cases: all voxels are {legend.unlabelled}. "
             "Is that the unlabelled value? Pass the right one as --unlabelled."
         )
-    never = [
-        f"{name} ({value})" for name, value in classes.items() if not any(c.drawn[value] for c in results.values())
-    ]
-    if not classes or never:
-        what = f"{first_names(never)} {'is' if len(never) == 1 else 'are'} drawn" if never else "no class is drawn"
-        none = " in no case" if never else ""
-        raise DataProblem(f"{what}{none}; what was never drawn cannot be learnt. Draw it, or leave its name out.")
-    if legend.background is not None and not any(c.drawn[legend.background] for c in results.values()):
+    drawn = _sum(counts.drawn for counts in results.values())
+    never = [f"{name} ({values[0]})" for name, values in classes.items() if not drawn[values[0]]]
+    if never:
+        raise DataProblem(
+            f"{first_names(never)}: drawn in no case. What was never drawn cannot be learnt; draw it, or leave its "
+            "name out."
+        )
+    if not classes:
+        raise DataProblem("No class is drawn in any case, only background. Draw what is to be segmented.")
+    if legend.background is not None and not drawn[legend.background]:
         raise DataProblem(
             f"background ({legend.background}) is drawn in no case. Without background scribbles everything becomes "
             "foreground. Draw some, name their label as --background-label N, or pass --no-background to go without."
@@ -361,10 +386,11 @@ def _require_drawn(results: Mapping[str, _Counts], classes: Mapping[str, int], l
 
 
 def _report(
-    results: Mapping[str, _Counts], classes: Mapping[str, int], legend: Legend, empty: Sequence[str]
+    results: Mapping[str, _Counts], classes: Mapping[str, tuple[int, ...]], legend: Legend, empty: Sequence[str]
 ) -> dict[str, Any]:
     """What coverage.json holds: shares between 0 and 1, per class over all cases, and per case."""
-    named = {**({} if legend.background is None else {"background": legend.background}), **classes}
+    named = {} if legend.background is None else {"background": legend.background}
+    named |= {name: values[0] for name, values in classes.items()}
     return {
         "classes": _shares([*results.values()], named),
         "cases": {case: _shares([counts], named) for case, counts in results.items()},
@@ -375,10 +401,9 @@ def _report(
 def _shares(results: Sequence[_Counts], named: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """Per class: voxels drawn, their share of all voxels; with dense labels, of the class, and drawn rightly."""
 
-    def total(part: str) -> Counter[int]:
-        return sum((getattr(counts, part) for counts in results), Counter())
-
-    drawn, hit, on_dense, dense = total("drawn"), total("hit"), total("drawn_on_dense"), total("dense")
+    drawn = _sum(counts.drawn for counts in results)
+    dense = _sum(counts.dense for counts in results)
+    hit, on_dense = _sum(counts.hit for counts in results), _sum(counts.drawn_on_dense for counts in results)
     shares: dict[str, dict[str, Any]] = {}
     for name, value in named.items():
         of_class: dict[str, Any] = {"voxels": drawn[value], "of_all": round(drawn[value] / max(1, drawn.total()), 6)}
@@ -387,3 +412,7 @@ def _shares(results: Sequence[_Counts], named: Mapping[str, int]) -> dict[str, d
             of_class["right"] = round(hit[value] / on_dense[value], 6) if on_dense[value] else None
         shares[name] = of_class
     return shares
+
+
+def _sum(counters: Iterable[Counter[int]]) -> Counter[int]:
+    return sum(counters, Counter())

@@ -15,6 +15,8 @@ from functools import cache
 import numpy as np
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
+from nnunet_multimodal.data.contour import contour
+from nnunet_multimodal.data.skeleton import skeleton
 from nnunet_multimodal.errors import DataProblem, UsageError
 
 REFERENCE_SIZE = 256  # sizes below are pixels of a 256x256 image, as in SEEM and CrossMR; `scale` carries them over
@@ -88,6 +90,7 @@ def simulate_label_scribbles(
     scale: float = 1.0,
     every: int = 1,
     axis: int = 0,
+    style: str = "freeform",
 ) -> np.ndarray:
     """Scribble each organ of a label map, slice by slice.
 
@@ -96,6 +99,7 @@ def simulate_label_scribbles(
         classes: the labels to scribble.
         rng, scale: as in ``simulate_scribble``.
         every: each organ is drawn on every n-th of the slices that hold it, its middle slice always among them.
+        style: one of ``STYLES``.
 
     Returns:
         array of the shape and type of ``labels``: k where organ k is scribbled, 0 elsewhere.
@@ -111,7 +115,7 @@ def simulate_label_scribbles(
         mask = volume == organ
         holding = np.flatnonzero(mask.any(axis=(1, 2)))
         for z in holding[len(holding) // 2 % every :: every]:
-            drawn[z][simulate_scribble(mask[z], rng, scale=scale)] = organ
+            drawn[z][simulate_scribble(mask[z], rng, style, scale)] = organ
     return scribbles
 
 
@@ -140,7 +144,11 @@ def freeform(mask: np.ndarray, rng: np.random.Generator, scale: float = 1.0, pen
 
 
 # what `simulate_scribble` can draw: (mask of the organ's bounding box, generator, scale) -> scribble, not yet clipped
-STYLES: dict[str, Callable[[np.ndarray, np.random.Generator, float], np.ndarray]] = {"freeform": freeform}
+STYLES: dict[str, Callable[[np.ndarray, np.random.Generator, float], np.ndarray]] = {
+    "freeform": freeform,
+    "skeleton": skeleton,
+    "contour": contour,
+}
 
 
 def _on_slice(
