@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_multimodal.losses.kernels import read_kernels
-from nnunet_multimodal.losses.pairwise import half_window, pair_energy, plane_of
+from nnunet_multimodal.losses.pairwise import Plane, half_window, make_plane, pair_energy
 
 KERNELS = ({"weight": 1.0, "sigma_xy": 6.0, "sigma_intensity": 0.1},)  # of PA-Seg, WSL4MIS, toshas/GatedCRFLoss
 
@@ -51,7 +51,7 @@ class GatedCRFLoss(nn.Module):
     def __init__(self, kernels: Sequence[Mapping[str, Any]] = KERNELS, radius: int = 5) -> None:
         super().__init__()
         self.kernels, self.radius = read_kernels(kernels), check_radius(radius)
-        self.planes = [plane_of((1, 2), half_window(self.radius), self.kernels)]
+        self.planes = [make_plane((1, 2), half_window(self.radius), self.kernels)]
 
     def forward(self, probabilities: Tensor, image: Tensor) -> Tensor:
         """The loss, a scalar, computed in fp32.
@@ -63,14 +63,14 @@ class GatedCRFLoss(nn.Module):
         check_shapes(probabilities, image, (4, 5))
         if probabilities.ndim == 4:  # images of a batch are like slices of one volume
             probabilities, image = probabilities.transpose(0, 1)[None], image.transpose(0, 1)[None]
-        return mean_energy(probabilities, image, self.planes, self.kernels)
+        return mean_energy(probabilities, image, self.planes)
 
 
-def mean_energy(probabilities: Tensor, image: Tensor, planes: Any, kernels: Any) -> Tensor:
+def mean_energy(probabilities: Tensor, image: Tensor, planes: Sequence[Plane]) -> Tensor:
     """The energy of pairs in fp32, divided by the number of voxels."""
     with torch.autocast(probabilities.device.type, enabled=False):
         p = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
-        energy = pair_energy(p, image.detach().to(p.dtype), planes, kernels)
+        energy = pair_energy(p, image.detach().to(p.dtype), planes)
         return energy / (p.numel() // p.shape[1])
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnunet_multimodal.losses.gated_crf import KERNELS, check_radius, check_shapes, mean_energy
 from nnunet_multimodal.losses.kernels import read_kernels
-from nnunet_multimodal.losses.pairwise import half_window, plane_of
+from nnunet_multimodal.losses.pairwise import half_window, make_plane
 
 AXIAL, CORONAL, SAGITTAL = (1, 2), (0, 2), (0, 1)  # axes of Z, Y, X that a window spans
 
@@ -54,9 +54,9 @@ class MultiViewCRFLoss(nn.Module):
         along_b = [offset for offset in window if offset[0] == 0]
         apart = [offset for offset in window if offset not in along_a + along_b]
         self.planes = [
-            plane_of(AXIAL, window, self.kernels, sizes, shared=along_a + along_b),
-            plane_of(CORONAL, along_a + apart, self.kernels, sizes, shared=along_a),
-            plane_of(SAGITTAL, apart, self.kernels, sizes),
+            make_plane(AXIAL, window, self.kernels, sizes, twice=along_a + along_b),
+            make_plane(CORONAL, along_a + apart, self.kernels, sizes, twice=along_a),
+            make_plane(SAGITTAL, apart, self.kernels, sizes),
         ]
 
     def forward(self, probabilities: Tensor, image: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class MultiViewCRFLoss(nn.Module):
             image: [B, I, Z, Y, X], one channel or several.
         """
         check_shapes(probabilities, image, (5,))
-        return mean_energy(probabilities, image, self.planes, self.kernels) / 3
+        return mean_energy(probabilities, image, self.planes) / 3
 
 
 def _check_spacing(spacing: Sequence[float]) -> tuple[float, ...]:

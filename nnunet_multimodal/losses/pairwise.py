@@ -7,6 +7,9 @@ Let K_ij be the similarity of voxels i and j in one window (0 elsewhere and for 
 K is symmetric and takes no gradient, so E = sum_i (k_i - p_i . q_i) and dE/dp = -2 q: whoever has q has both. And q
 comes from one half of the window, each offset o serving both of its directions: q_i += K p_j and q_j += K p_i with
 j = i + o. k is the q of a class that is 1 everywhere.
+
+The work is done in blocks that stay in a processor's cache. A block has margins in which p is 0: with them an offset
+is the same step in memory for all its voxels, and what it finds outside the image is nothing.
 """
 
 from __future__ import annotations
@@ -14,27 +17,43 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nnunet_multimodal.losses.kernels import Kernel
+from nnunet_multimodal.losses.kernels import FAINTEST, Kernel
 
-BLOCK = 16384  # voxels worked on at once: their probabilities, q and K stay in a processor's cache
+BLOCK = 2**17  # probabilities in a block, for each thread: with as many of q they fill half of a 2 MB cache
+BLOCK_ELSEWHERE = 2**22  # on a GPU, where what counts is that few calls are needed
+
+
+@dataclass(frozen=True)
+class Offset:
+    """A step along two axes, a > 0 or a = 0 and b > 0, and what kernels make of its length.
+
+    ``constant`` sums the kernels without brightness; ``factors`` has a pair (r, sum) for each different
+    sigma_intensity of the others, where exp(-r D) is their similarity and D the plane's scaled squared difference.
+    """
+
+    a: int
+    b: int
+    constant: float
+    factors: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A view: the two spatial axes that windows span (of Z, Y, X = 0, 1, 2), and the offsets along them to be summed.
+    """A view: the two of the axes Z, Y, X = 0, 1, 2 that windows span, a before b, and the offsets along them.
 
-    An offset (a, b) is a > 0, or a = 0 and b > 0. ``factors`` has its factor for each kernel.
+    ``scale`` is what brightness is multiplied by before squared differences are formed.
     """
 
-    axes: tuple[int, int]
-    offsets: tuple[tuple[int, int], ...]
-    factors: tuple[tuple[float, ...], ...]
+    a: int
+    b: int
+    scale: float
+    offsets: tuple[Offset, ...]
 
 
 def half_window(radius: int) -> list[tuple[int, int]]:
@@ -48,102 +67,179 @@ def half_window(radius: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(radius + 1) for b in span if a > 0 or b > 0]
 
 
-def pair_energy(p: Tensor, image: Tensor, planes: Sequence[Plane], kernels: Sequence[Kernel]) -> Tensor:
+def make_plane(
+    axes: tuple[int, int],
+    offsets: Sequence[tuple[int, int]],
+    kernels: Sequence[Kernel],
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    twice: Sequence[tuple[int, int]] = (),
+) -> Plane:
+    """A plane with what kernels make of its offsets; those in ``twice`` stand for another plane's, too."""
+    sigmas = [kernel.sigma_intensity for kernel in kernels if kernel.sigma_intensity is not None]
+    widest = max(sigmas, default=1.0)
+    made = []
+    for a, b in offsets:
+        squared = (a * spacing[axes[0]]) ** 2 + (b * spacing[axes[1]]) ** 2
+        times = 2 if (a, b) in twice else 1
+        constant, factors = 0.0, dict[float, float]()
+        for kernel in kernels:
+            factor = times * kernel.of_distance(squared)
+            if kernel.sigma_intensity is None:
+                constant += factor
+            elif factor > 0:
+                rate = (widest / kernel.sigma_intensity) ** 2
+                factors[rate] = factors.get(rate, 0.0) + factor
+        if constant > 0 or factors:
+            made.append(Offset(a, b, constant, tuple(factors.items())))
+    return Plane(*axes, 1 / (math.sqrt(2) * widest), tuple(made))
+
+
+def pair_energy(p: Tensor, image: Tensor, planes: Sequence[Plane]) -> Tensor:
     """E(p) summed over the planes: a scalar, differentiable once, by p only.
 
     Args:
         p: [N, C, Z, Y, X], fp32 or fp64.
         image: [N, I, Z, Y, X] of the same type.
+        planes: as made by ``make_plane``.
     """
-    return _PairEnergy.apply(p, image, planes, kernels)
+    return _PairEnergy.apply(p, image, planes)
 
 
 class _PairEnergy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, p: Tensor, image: Tensor, planes: Sequence[Plane], kernels: Sequence[Kernel]) -> Tensor:
-        n, classes, *size = p.shape
-        q = p.new_zeros(n, classes + 1, *size)
+    def forward(ctx: Any, p: Tensor, image: Tensor, planes: Sequence[Plane]) -> Tensor:
+        classes = p.shape[1]
+        sums = p.new_zeros(len(p), classes + 1, *p.shape[2:])  # q, then k
         for plane in planes:
-            a, b = plane.axes
-            order = (0, 1 + a, 1 + 3 - a - b, 1 + b)
-            for entry in range(n):
-                part_p, part_image, part_q = (x[entry].permute(order) for x in (p, image, q))
-                _add_products(part_p, part_image, part_q, plane, kernels)
-        ctx.save_for_backward(q)
-        rest = q[:, classes].clone()
+            _add_products(p, image, sums, plane)
+        q, energy = sums[:, :classes], sums[:, classes]
         for c in range(classes):
-            rest.addcmul_(p[:, c], q[:, c], value=-1)
-        return rest.sum()
+            energy.addcmul_(p[:, c], q[:, c], value=-1)
+        ctx.save_for_backward(q)
+        return energy.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (q,) = ctx.saved_tensors
-        return q[:, :-1] * (-2 * grad), None, None, None
+        return q * (-2 * grad), None, None
 
 
-def _add_products(p: Tensor, image: Tensor, q: Tensor, plane: Plane, kernels: Sequence[Kernel]) -> None:
-    """q += K [p, 1] for a volume laid out as [C, A, S, B]: windows span A and B, slices S are independent.
+def _add_products(p: Tensor, image: Tensor, sums: Tensor, plane: Plane) -> None:
+    """sums += K [p, 1] over all offsets of a plane, block by block."""
+    if not plane.offsets:
+        return
+    order = (0, 1 + plane.a, *(1 + axis for axis in range(3) if axis != plane.a))
+    b_last = plane.b == 2
+    height, *rest = (p.shape[1 + axis] for axis in order[1:])
+    width, slices = (rest[1], rest[0]) if b_last else rest
+    reach = min(max(offset.a for offset in plane.offsets), height - 1)
+    margin = min(max(abs(offset.b) for offset in plane.offsets), width - 1)
+    limit = BLOCK * torch.get_num_threads() if p.device.type == "cpu" else BLOCK_ELSEWHERE
+    voxels = limit // sums.shape[1]
+    depth = max(1, min(slices, voxels // (height * (width + margin))))
+    rows = max(1, min(height, voxels // (depth * (width + margin))))
+    room = _Room(p, image, min(rows + reach, height) * depth * (width + margin))
+    blocks: dict[tuple[int, ...], _Block] = {}
+    for entry in range(len(p)):
+        volumes = [x[entry].permute(order) for x in (p, image, sums)]
+        for s in range(0, slices, depth):
+            for top in range(0, height, rows):
+                across = slice(s, min(s + depth, slices))
+                down = slice(top, min(top + rows + reach, height))
+                where = (slice(None), down, *((across, slice(None)) if b_last else (slice(None), across)))
+                key = (down.stop - top, across.stop - s, min(rows, height - top))
+                if key not in blocks:
+                    blocks[key] = _Block(room, plane, *key, width, margin)
+                blocks[key].add(*(volume[where] for volume in volumes))
 
-    Works on blocks of rows with a margin of the window's height below and its width at the right, where p is 0: with
-    it, an offset is the same step in memory for all voxels of a block, and what it finds outside the image is nothing.
+
+class _Room:
+    """The memory that all blocks work in, one after the other."""
+
+    def __init__(self, p: Tensor, image: Tensor, voxels: int) -> None:
+        self.p, self.q = (p.new_empty((p.shape[1] + 1) * voxels) for _ in range(2))
+        self.image = p.new_empty(image.shape[1] * voxels)
+        self.scratch = p.new_empty(3, voxels)
+        self.zero, self.one = p.new_zeros(1), p.new_ones(1)
+        self.classes, self.channels = p.shape[1], image.shape[1]
+
+
+class _Pairs(NamedTuple):
+    """The voxels of a block that have a neighbour at an offset, and that neighbour."""
+
+    offset: Offset
+    scratch: tuple[Tensor, ...]
+    image: list[tuple[Tensor, Tensor]]  # channel by channel
+    p_here: Tensor
+    p_there: Tensor
+    q_here: Tensor
+    q_there: Tensor
+
+
+class _Block:
+    """A block of one shape, and the views that its offsets need, made once.
+
+    Args:
+        height: its rows along a, of which the first ``rows`` are its own, and the others neighbours' of these only.
+        slices: its extent along the axis that windows do not span.
+        width, margin: its extent along b, and that of the margin there.
     """
-    _, height, slices, width = p.shape
-    reach_a = min(max(a for a, _ in plane.offsets), height - 1)
-    wide = width + min(max(abs(b) for _, b in plane.offsets), width - 1)
-    depth = max(1, min(slices, BLOCK // (height * wide)))
-    rows = min(height, max(1, BLOCK // (depth * wide)))
-    for s in range(0, slices, depth):
-        for top in range(0, height, rows):
-            block = (slice(None), slice(top, top + rows + reach_a), slice(s, s + depth), slice(width))
-            _add_block(p[block], image[block], q[block], min(rows, height - top), wide, plane, kernels)
 
+    def __init__(self, room: _Room, plane: Plane, height: int, slices: int, rows: int, width: int, margin: int) -> None:
+        wide, b_last = width + margin, plane.b == 2
+        size = (height, slices, wide) if b_last else (height, wide, slices)
+        length, step = height * slices * wide, 1 if b_last else slices
+        inside = (..., slice(width)) if b_last else (..., slice(width), slice(None))
+        self.room, self.scale = room, plane.scale
+        self.p = room.p[: (room.classes + 1) * length].view(room.classes + 1, length)
+        self.q = room.q[: (room.classes + 1) * length].view(room.classes + 1, length)
+        self.image = room.image[: room.channels * length].view(room.channels, length)
+        self.p_inside, self.q_inside, self.image_inside = (
+            x.view(len(x), *size)[inside] for x in (self.p, self.q, self.image)
+        )
+        self.pairs = []
+        for offset in plane.offsets:
+            if offset.a >= height or abs(offset.b) >= width:
+                continue
+            jump = offset.a * slices * wide + offset.b * step
+            count = min(min(rows, height - offset.a) * slices * wide, length - jump)
+            here, there = slice(count), slice(jump, jump + count)
+            image = [(channel[here], channel[there]) for channel in self.image]
+            views = [x[:, part] for x in (self.p, self.q) for part in (here, there)]
+            self.pairs.append(_Pairs(offset, room.scratch[:, :count].unbind(), image, *views))
 
-def _add_block(
-    p: Tensor, image: Tensor, q: Tensor, rows: int, wide: int, plane: Plane, kernels: Sequence[Kernel]
-) -> None:
-    """q += K [p, 1] for the pairs whose upper voxel lies in the block's first rows."""
-    classes, height, slices, width = p.shape
-    step = slices * wide
-    values = p.new_zeros(classes + 1, height, slices, wide)
-    values[:classes, ..., :width] = p
-    values[classes, ..., :width] = 1
-    seen = image.new_zeros(image.shape[0], height, slices, wide)
-    seen[..., :width] = image
-    values, seen = values.flatten(1), seen.flatten(1)
-    found = torch.zeros_like(values)
-    for (a, b), factors in zip(plane.offsets, plane.factors):
-        if a >= height or abs(b) >= width:
-            continue
-        offset = a * step + b
-        count = min(min(rows, height - a) * step, values.shape[1] - offset)
-        here, there = slice(0, count), slice(offset, offset + count)
-        weight = _similarity(seen[:, here], seen[:, there], factors, kernels)
-        found[:, here].addcmul_(weight, values[:, there])
-        found[:, there].addcmul_(weight, values[:, here])
-    q += found.view(classes + 1, height, slices, wide)[..., :width]
+    def add(self, p: Tensor, image: Tensor, sums: Tensor) -> None:
+        """sums += K [p, 1] for the pairs whose first voxel lies in the block's own rows."""
+        self.p.zero_()
+        self.p_inside[:-1] = p
+        self.p_inside[-1] = 1
+        self.image.zero_()
+        self.image_inside.copy_(image).mul_(self.scale)
+        self.q.zero_()
+        for pairs in self.pairs:
+            weight, factor = self._similarity(pairs)
+            pairs.q_here.addcmul_(weight, pairs.p_there, value=factor)
+            pairs.q_there.addcmul_(weight, pairs.p_here, value=factor)
+        sums += self.q_inside
 
+    def _similarity(self, pairs: _Pairs) -> tuple[Tensor, float]:
+        """K of the pairs, as a tensor and a factor.
 
-def _similarity(one: Tensor, other: Tensor, factors: Sequence[float], kernels: Sequence[Kernel]) -> Tensor:
-    squared = (one - other).square().sum(0)
-    total: Any = 0.0
-    for factor, kernel in zip(factors, kernels):
-        if kernel.sigma_intensity is None:
-            total = total + factor
-        else:
-            total = total + factor * (squared * (-0.5 / kernel.sigma_intensity**2)).exp()
-    return total if isinstance(total, Tensor) else torch.full_like(squared, total)
-
-
-def plane_of(
-    axes: tuple[int, int],
-    offsets: Sequence[tuple[int, int]],
-    kernels: Sequence[Kernel],
-    spacing: Sequence[float] = (1.0, 1.0, 1.0),
-    shared: Sequence[tuple[int, int]] = (),
-) -> Plane:
-    """A plane with the factors of its offsets; those in ``shared`` count twice, for another plane has them, too."""
-    squared = [math.hypot(a * spacing[axes[0]], b * spacing[axes[1]]) ** 2 for a, b in offsets]
-    times = [2.0 if offset in shared else 1.0 for offset in offsets]
-    factors = tuple(tuple(t * kernel.of_distance(d) for kernel in kernels) for d, t in zip(squared, times))
-    return Plane(axes, tuple(offsets), factors)
+        No exponent is below -40: from -87 on, numbers are denormal, and a processor takes a hundred times longer to
+        multiply these. On a z-scored image the loss as a whole took ten times longer.
+        """
+        constant, factors = pairs.offset.constant, pairs.offset.factors
+        if not factors:
+            return self.room.one, constant
+        difference, exponent, weight = pairs.scratch
+        so_far = self.room.zero
+        for here, there in pairs.image:
+            torch.sub(here, there, out=difference)
+            so_far = torch.addcmul(so_far, difference, difference, value=-1, out=exponent)
+        if factors[0][0] == 1 and len(factors) == 1 and constant == 0:
+            return exponent.clamp_(min=FAINTEST).exp_(), factors[0][1]
+        total = difference.fill_(constant)
+        for rate, factor in factors:
+            total.add_(torch.mul(exponent, rate, out=weight).clamp_(min=FAINTEST).exp_(), alpha=factor)
+        return total, 1.0
