@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--noise", type=float, default=1.0, metavar="F", help="times the usual noise, 0 for none")
     how.add_argument("--motion", type=float, default=1.0, metavar="F", help="times the usual motion between contrasts")
+    how.add_argument(
+        "--same-grid",
+        action="store_true",
+        help="all contrasts in one position on the grid of T1w, as registered images are (for CmFNet)",
+    )
     how.add_argument("-j", "--processes", type=natural_number, default=2, metavar="N", help="default: %(default)s")
 
 
@@ -64,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
         if value < 1:
             raise UsageError(f"{name} must be at least 1, found {value}.")
     extent = tuple(n * s for n, s in zip(args.size, args.spacing)) if args.size else BODY
-    options = PhantomOptions(contrasts, args.seed, tuple(args.spacing), extent, args.noise, args.motion, organs)
+    options = PhantomOptions(
+        contrasts, args.seed, tuple(args.spacing), extent, args.noise, args.motion, organs, args.same_grid
+    )
 
     if args.output.exists() and not args.output.is_dir():
         raise UsageError(f"{args.output} is a file; name a folder for the data set.")
@@ -72,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     if before is None and args.output.exists() and any(args.output.iterdir()):
         raise UsageError(f"{args.output} is not empty and holds no phantom.json; choose an empty folder.")
     if before is not None:
-        differing = [key for key, value in json_options(options).items() if before.get(key) != value]
+        expected = {"same_grid": None, **json_options(options)}  # an option that is only there if it is used
+        differing = [key for key, value in expected.items() if before.get(key) != value]
         if differing:
             found = ", ".join(f"{key} {before.get(key)}" for key in differing)
             raise UsageError(f"{args.output} holds a phantom of other options ({found}); choose another folder.")

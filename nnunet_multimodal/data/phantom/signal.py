@@ -7,7 +7,7 @@ Water and fat are summed as the sequence sees them, signed, so that a voxel hold
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, exp, radians, sin
 from types import MappingProxyType
 
@@ -73,6 +73,11 @@ CONTRASTS: Mapping[str, Contrast] = MappingProxyType(
         "CT": Contrast("ct", pixel=0.8, thickness=0.85, snr=14),
     }
 )
+
+
+def on_same_grid(contrast: Contrast) -> Contrast:
+    """The contrast as it is after perfect registration to the others: one session, one voxel size, no distortion."""
+    return replace(contrast, pixel=1.0, thickness=1.0, warp=0.0, session="same_grid")
 
 
 def tissue_signal(tissue: Tissue, fat: Tissue, contrast: Contrast) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 
 from nnunet_multimodal.data.phantom.acquire import acquire, draw_position
 from nnunet_multimodal.data.phantom.anatomy import EXTRA_ORGANS, ORGANS, make_anatomy
-from nnunet_multimodal.data.phantom.signal import CONTRASTS
+from nnunet_multimodal.data.phantom.signal import CONTRASTS, on_same_grid
 from nnunet_multimodal.data.phantom.tissues import vary
 from nnunet_multimodal.errors import EnvironmentProblem, UsageError
 
@@ -40,6 +40,7 @@ class PhantomOptions:
         motion: times the usual displacement between sessions; 0 for none.
         organs: labelled beside liver, kidneys and spleen: from ``EXTRA_ORGANS``. They are in the images anyway, but
             for lesions, which are there only if they are named here.
+        same_grid: all contrasts in one position on one grid, as registered images of a patient are.
     """
 
     contrasts: tuple[str, ...] = tuple(CONTRASTS)
@@ -49,6 +50,7 @@ class PhantomOptions:
     noise: float = 1.0
     motion: float = 1.0
     organs: tuple[str, ...] = ()
+    same_grid: bool = False
 
     @property
     def labels(self) -> dict[str, int]:
@@ -74,7 +76,7 @@ def scan_subject(index: int, options: PhantomOptions) -> Iterator[tuple[str, np.
     tissues = vary(rng)
     numbers = _label_numbers(options)
     for name in options.contrasts:
-        contrast = CONTRASTS[name]
+        contrast = on_same_grid(CONTRASTS[name]) if options.same_grid else CONTRASTS[name]
         session = np.random.default_rng([options.seed, index, zlib.crc32((contrast.session or name).encode())])
         position = draw_position(session, options.motion, options.spacing)
         scan = np.random.default_rng([options.seed, index, zlib.crc32(f"scan {name}".encode())])
@@ -138,7 +140,10 @@ def _describe(output: Path, options: PhantomOptions, subjects: set[str]) -> None
 
 def json_options(options: PhantomOptions) -> dict[str, Any]:
     """The options as phantom.json has them."""
-    return json.loads(json.dumps(asdict(options)))
+    content: dict[str, Any] = json.loads(json.dumps(asdict(options)))
+    if not options.same_grid:
+        del content["same_grid"]  # a later option: the files of the older ones stay what they are, to the byte
+    return content
 
 
 def read_description(output: Path) -> dict[str, Any] | None:
