@@ -36,7 +36,7 @@ def skeleton(mask: np.ndarray, rng: np.random.Generator, scale: float = 1.0) -> 
         [_longest_way(np.argwhere(pieces == piece), rng) for piece in kept or [int(sizes.argmax()) + 1]]
     )
     moved = _move(pixels, rng, scale) if mask.sum() > MOVED_FROM * scale**2 else pixels
-    thickness = max(1, round(scale))
+    thickness = round(scale)  # 3 pixels wide at 256x256, 1 on less than half of that
     drawn = _thicken(moved, mask.shape, thickness) & mask
     return drawn if drawn.any() else _thicken(pixels, mask.shape, thickness) & mask
 
@@ -101,8 +101,8 @@ def _move(pixels: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndar
 
 
 def _thicken(pixels: np.ndarray, shape: tuple[int, ...], thickness: int) -> np.ndarray:
-    """bool of the shape: the pixels and what is near them; also closes the holes that turning has left."""
+    """bool of the shape: the pixels and those up to ``thickness`` away; that closes the holes turning has left, too."""
     canvas = np.zeros(shape, dtype=bool)
     inside = ((pixels >= 0) & (pixels < shape)).all(axis=1)
     canvas[tuple(pixels[inside].T)] = True
-    return binary_dilation(canvas, _ALL_NEIGHBOURS, iterations=thickness)
+    return binary_dilation(canvas, _ALL_NEIGHBOURS, iterations=thickness) if thickness else canvas
