@@ -138,6 +138,49 @@ _ENTRIES = (
         },
     ),
     TrainerEntry(
+        name="nnUNetTrainerDMSPS",
+        module="nnunet_multimodal.trainers.dmsps",
+        paper="DMSPS (Han et al., Medical Image Analysis 2024), its first stage",
+        dataset=_SCRIBBLES,
+        differs=(
+            "as nnUNetTrainerPartialCE, with a second decoder behind dropout; a random mixture of both answers is the "
+            "soft pseudo label of each. The first decoder predicts"
+        ),
+    ),
+    TrainerEntry(
+        name="nnUNetTrainerUSTM",
+        module="nnunet_multimodal.trainers.ustm",
+        paper="USTM (Liu et al., Pattern Recognition 2022)",
+        dataset=_SCRIBBLES,
+        differs=(
+            "as nnUNetTrainerPartialCE, with a teacher: the moving average of the network, which answers several times "
+            "for noisy images. Where it is sure, the network follows it"
+        ),
+    ),
+    TrainerEntry(
+        name="nnUNetTrainerScribble2Label",
+        module="nnunet_multimodal.trainers.scribble2label",
+        paper="Scribble2Label (Lee and Jeong, MICCAI 2020)",
+        dataset=_SCRIBBLES,
+        differs=(
+            "as nnUNetTrainerPartialCE; every few epochs the training cases are predicted, and where the average of "
+            "these predictions is sure, it is the label. Needs disk: 2 bytes x classes x voxels of all training cases"
+        ),
+    ),
+    TrainerEntry(
+        name="nnUNetTrainerMRSegmentator",
+        module="nnunet_multimodal.trainers.mrsegmentator",
+        paper="MRSegmentator (arXiv 2405.06463): its training in cycles of proposal and correction",
+        dataset=(
+            "one image channel that is not called CT, of CT, MR or both; made with `nnunet_multimodal relabel train` or "
+            "`nnunet_multimodal convert plain`"
+        ),
+        differs=(
+            "nothing is mirrored where labels come in left and right; each fold of a cycle starts from its own weights of "
+            "the cycle before"
+        ),
+    ),
+    TrainerEntry(
         name="nnUNetTrainerScribble",
         module="nnunet_multimodal.trainers.scribble",
         paper=f"{_CROSSMR_PAPER}: its baseline nnUNet-Scribble",

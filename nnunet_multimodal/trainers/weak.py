@@ -112,12 +112,16 @@ class WeakTrainer(MultimodalTrainer):
 
     def weak_loss(self) -> nn.Module:
         """Loss (output, target, image); without the image, in validation, it judges what is drawn."""
-        scales = None
-        if self.enable_deep_supervision:
-            halves = 0.5 ** np.arange(len(self._get_deep_supervision_scales()))
-            halves[-1] = 0.0 if len(halves) > 1 else 1.0  # as nnU-Net
-            scales = (halves / halves.sum()).tolist()
-        return WeakLoss(self.partial_loss(), self.regulariser(), scales=scales)
+        return WeakLoss(self.partial_loss(), self.regulariser(), self.scales())
+
+    def scales(self) -> list[float] | None:
+        """Weights of the maps of deep supervision, finest first, as nnU-Net has them; None without it."""
+        if not self.enable_deep_supervision:
+            return None
+        halves = 0.5 ** np.arange(len(self._get_deep_supervision_scales()))
+        halves[1:][-1:] = 0.0
+        weights: list[float] = (halves / halves.sum()).tolist()
+        return weights
 
     def partial_loss(self) -> PartialCrossEntropyLoss:
         """Cross-entropy of what is drawn."""
@@ -212,8 +216,8 @@ class WeakTrainer(MultimodalTrainer):
 
     def nothing_drawn(self, target: Tensor | list[Tensor]) -> float:
         """1 where every voxel of the batch is unlabelled, else 0."""
-        finest = target if isinstance(target, Tensor) else target[0]
-        return float(bool((finest == self.label_manager.ignore_label).all()))
+        finest = target if isinstance(target, Tensor) else target[0]  # [B, 1 or more, ...], drawn labels first
+        return float(bool((finest[:, 0] == self.label_manager.ignore_label).all()))
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Logs the parts of the loss, and the batches that had nothing to say (faults.md row 29)."""
@@ -251,7 +255,7 @@ class WeakTrainer(MultimodalTrainer):
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes back what ``state`` gave; called after the network has its weights."""
+        """Takes back what ``state`` gave, or ``{}`` from a checkpoint without it, after the network has its weights."""
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint with ``state`` in it, written whole."""
@@ -268,9 +272,7 @@ class WeakTrainer(MultimodalTrainer):
         """nnU-Net's loading, and ``state``."""
         super().load_checkpoint(filename_or_checkpoint)
         path, _ = readable_checkpoint(Path(str(filename_or_checkpoint)))  # the one that was loaded
-        state = torch.load(path, map_location=self.device, weights_only=False).get(STATE, {})
-        if state:
-            self.load_state(state)
+        self.load_state(torch.load(path, map_location=self.device, weights_only=False).get(STATE, {}))
 
     # --- validation of the whole training ----------------------------------------------------------------------------
 

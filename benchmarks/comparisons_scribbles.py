@@ -1,0 +1,90 @@
+"""What compare.py can rerun on real scribbles: data only.
+
+A comparison trains each method on the same patients, on their scribbles or on their dense labels, and judges it on the
+dense labels of other patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from comparisons import Method
+
+
+@dataclass(frozen=True)
+class ScribbleComparison:
+    """Methods on patients; ``images``, ``scribbles`` and ``labels`` lie in ``source`` below the folder of real data."""
+
+    title: str
+    source: str
+    methods: Mapping[str, Method]  # name in the table (and of files) to method; its data: scribbles or dense
+    label_names: Mapping[str, int]
+    unlabelled: int  # value of a scribble file where nobody drew
+    train_cases: tuple[int, int]  # first and one behind the last, in the order of their names
+    test_cases: tuple[int, int]
+    pixels: float  # in the headers' mm, within the slice; slices keep their thickness
+    patch: tuple[int, int]
+    batch_size: int
+    most_features: int  # of a stage
+    divisor: int = 2  # of nnU-Net's numbers of features
+    full: str = "nnUNetTrainer"  # the method whose Dice is 100 %
+    train_options: Mapping[str, Any] = field(default_factory=dict)  # settings of every method
+    rates: str = ""  # how learning rates and weights were chosen
+    not_measured: tuple[str, ...] = ()
+
+
+_RATE = {"initial_lr": 3e-3}
+_NAME = "nnUNetTrainerPartialCE"
+
+
+def _scribbled(trainer: str, **settings: Any) -> Method:
+    return Method(trainer, "scribbles", {**_RATE, **settings}, adamw=True)
+
+
+_METHODS = {
+    "nnUNetTrainer": Method("nnUNetTrainer", "dense", _RATE, adamw=True),
+    "nnUNetTrainer-scribbles": _scribbled("nnUNetTrainer"),  # nnU-Net's own handling of its ignore label
+    **{f"{_NAME}{word}": _scribbled(f"{_NAME}{word}") for word in ("", "_EM", "_TV", "_MS", "_CRF")},
+    "nnUNetTrainerDMSPS": _scribbled("nnUNetTrainerDMSPS"),
+    "nnUNetTrainerUSTM": _scribbled("nnUNetTrainerUSTM", teacher_passes=2),  # 8 would take three times as long
+    "nnUNetTrainerScribble2Label": _scribbled("nnUNetTrainerScribble2Label", ensemble_every=1, ensemble_step=1.0),
+}
+
+_CARDIAC: dict[str, Any] = {
+    "source": "cardiac_scribble",
+    "label_names": {"right_ventricle": 1, "myocardium": 2, "left_ventricle": 3},
+    "unlabelled": 4,
+    "pixels": 2.5,
+    "patch": (64, 64),
+    "batch_size": 4,
+    "most_features": 64,
+    "divisor": 4,
+}
+_LONG = {
+    "num_epochs": 10,
+    "num_iterations_per_epoch": 100,
+    "num_val_iterations_per_epoch": 1,
+    "save_every": 2,
+}
+
+SCRIBBLE_COMPARISONS: dict[str, ScribbleComparison] = {
+    "cardiac_scribble": ScribbleComparison(
+        title="Trained from real scribbles on cine MR of 20 patients, judged on dense labels of 10 others",
+        methods=_METHODS,
+        train_cases=(0, 20),
+        test_cases=(20, 30),
+        train_options=_LONG,
+        **_CARDIAC,
+    ),
+    # Where rates and weights were chosen: patients of the training part only.
+    "cardiac_scribble_tuning": ScribbleComparison(
+        title="The same within the 20: trained on 15, judged on 5",
+        methods=_METHODS,
+        train_cases=(0, 15),
+        test_cases=(15, 20),
+        train_options=_LONG,
+        **_CARDIAC,
+    ),
+}
