@@ -14,7 +14,9 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["nnunet_multimodal", "nnunet_multimodal.*"]),
     # extension/ is no package: nnU-Net imports the one module in it by path (design.md, "How the plugin attaches").
-    package_data={"nnunet_multimodal": ["py.typed", "extension/*.py", "evaluation/*.jinja", "demo/*.jinja"]},
+    package_data={
+        "nnunet_multimodal": ["py.typed", "extension/*.py", "evaluation/*.jinja", "demo/*.jinja", "relabel/*.jinja"]
+    },
     install_requires=[
         "nnunetv2>=2.8,<2.9",  # the range whose trainer and predictor hooks this code was checked against
         "torch!=2.9.*",  # nnU-Net excludes it: slow and memory-hungry 3D convolutions under AMP (pytorch#166122)
@@ -22,6 +24,7 @@ setup(
         "scipy",
         "nibabel",
         "safetensors",
+        "connected-components-3d",  # left and right organs, piece by piece (data/side_checks.py)
         "scikit-image",  # pieces of an image found without labels (data/structures.py)
         "matplotlib",
         "monai>=1.4",  # areas of surface pieces in nnunet_multimodal evaluate --surface area
