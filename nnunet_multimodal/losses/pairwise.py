@@ -27,32 +27,34 @@ from nnunet_multimodal.losses.kernels import FAINTEST, Kernel
 
 BLOCK = 2**17  # probabilities in a block, for each thread: with as many of q they fill half of a 2 MB cache
 BLOCK_ELSEWHERE = 2**22  # on a GPU, where what counts is that few calls are needed
+RUN = 6  # offsets whose K is computed in one call: more no longer pay for the cache they take
 
 
 @dataclass(frozen=True)
 class Offset:
     """A step along two axes, a > 0 or a = 0 and b > 0, and what kernels make of its length.
 
-    ``constant`` sums the kernels without brightness; ``factors`` has a pair (r, sum) for each different
-    sigma_intensity of the others, where exp(-r D) is their similarity and D the plane's scaled squared difference.
+    ``constant`` sums the kernels without brightness, ``factors`` the others, for each of the plane's rates.
     """
 
     a: int
     b: int
     constant: float
-    factors: tuple[tuple[float, float], ...]
+    factors: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Plane:
     """A view: the two of the axes Z, Y, X = 0, 1, 2 that windows span, a before b, and the offsets along them.
 
-    ``scale`` is what brightness is multiplied by before squared differences are formed.
+    Brightness is multiplied by ``scale``; with D the squared difference then, exp(-rate D) is a similarity. There is a
+    rate for each different sigma_intensity.
     """
 
     a: int
     b: int
     scale: float
+    rates: tuple[float, ...]
     offsets: tuple[Offset, ...]
 
 
@@ -75,23 +77,19 @@ def make_plane(
     twice: Sequence[tuple[int, int]] = (),
 ) -> Plane:
     """A plane with what kernels make of its offsets; those in ``twice`` stand for another plane's, too."""
-    sigmas = [kernel.sigma_intensity for kernel in kernels if kernel.sigma_intensity is not None]
+    sigmas = sorted({kernel.sigma_intensity for kernel in kernels if kernel.sigma_intensity is not None})
     widest = max(sigmas, default=1.0)
     made = []
     for a, b in offsets:
         squared = (a * spacing[axes[0]]) ** 2 + (b * spacing[axes[1]]) ** 2
         times = 2 if (a, b) in twice else 1
-        constant, factors = 0.0, dict[float, float]()
+        of_sigma = dict.fromkeys([None, *sigmas], 0.0)
         for kernel in kernels:
-            factor = times * kernel.of_distance(squared)
-            if kernel.sigma_intensity is None:
-                constant += factor
-            elif factor > 0:
-                rate = (widest / kernel.sigma_intensity) ** 2
-                factors[rate] = factors.get(rate, 0.0) + factor
-        if constant > 0 or factors:
-            made.append(Offset(a, b, constant, tuple(factors.items())))
-    return Plane(*axes, 1 / (math.sqrt(2) * widest), tuple(made))
+            of_sigma[kernel.sigma_intensity] += times * kernel.of_distance(squared)
+        if any(of_sigma.values()):
+            made.append(Offset(a, b, of_sigma.pop(None), tuple(of_sigma.values())))
+    rates = tuple((widest / sigma) ** 2 for sigma in sigmas)
+    return Plane(*axes, 1 / (math.sqrt(2) * widest), rates, tuple(made))
 
 
 def pair_energy(p: Tensor, image: Tensor, planes: Sequence[Plane]) -> Tensor:
@@ -160,21 +158,32 @@ class _Room:
     def __init__(self, p: Tensor, image: Tensor, voxels: int) -> None:
         self.p, self.q = (p.new_empty((p.shape[1] + 1) * voxels) for _ in range(2))
         self.image = p.new_empty(image.shape[1] * voxels)
-        self.scratch = p.new_empty(3, voxels)
+        self.scratch = p.new_empty(3, RUN * voxels)
         self.zero, self.one = p.new_zeros(1), p.new_ones(1)
         self.classes, self.channels = p.shape[1], image.shape[1]
 
 
 class _Pairs(NamedTuple):
-    """The voxels of a block that have a neighbour at an offset, and that neighbour."""
+    """The voxels of a block that have a neighbour at one offset, and that neighbour; K is weight times factor."""
 
-    offset: Offset
-    scratch: tuple[Tensor, ...]
-    image: list[tuple[Tensor, Tensor]]  # channel by channel
+    weight: Tensor
+    factor: float
     p_here: Tensor
     p_there: Tensor
     q_here: Tensor
     q_there: Tensor
+
+
+class _Run(NamedTuple):
+    """Some offsets with the same a and one b after the other: K and what it takes, [offsets, voxels]."""
+
+    image: list[tuple[Tensor, Tensor]]  # here and there, channel by channel
+    exponent: Tensor
+    difference: Tensor
+    total: Tensor
+    constants: Tensor  # [offsets, 1]
+    factors: Tensor  # [rates, offsets, 1]
+    pairs: list[_Pairs]
 
 
 class _Block:
@@ -189,25 +198,41 @@ class _Block:
     def __init__(self, room: _Room, plane: Plane, height: int, slices: int, rows: int, width: int, margin: int) -> None:
         wide, b_last = width + margin, plane.b == 2
         size = (height, slices, wide) if b_last else (height, wide, slices)
-        length, step = height * slices * wide, 1 if b_last else slices
         inside = (..., slice(width)) if b_last else (..., slice(width), slice(None))
-        self.room, self.scale = room, plane.scale
-        self.p = room.p[: (room.classes + 1) * length].view(room.classes + 1, length)
-        self.q = room.q[: (room.classes + 1) * length].view(room.classes + 1, length)
-        self.image = room.image[: room.channels * length].view(room.channels, length)
+        self.room, self.plane, self.rows = room, plane, rows
+        self.row, self.step = slices * wide, 1 if b_last else slices  # of one along a and along b, in memory
+        self.length = height * self.row
+        self.single = len(plane.rates) == 1 and not any(offset.constant for offset in plane.offsets)
+        self.p = room.p[: (room.classes + 1) * self.length].view(room.classes + 1, self.length)
+        self.q = room.q[: (room.classes + 1) * self.length].view(room.classes + 1, self.length)
+        self.image = room.image[: room.channels * self.length].view(room.channels, self.length)
         self.p_inside, self.q_inside, self.image_inside = (
             x.view(len(x), *size)[inside] for x in (self.p, self.q, self.image)
         )
-        self.pairs = []
-        for offset in plane.offsets:
-            if offset.a >= height or abs(offset.b) >= width:
-                continue
-            jump = offset.a * slices * wide + offset.b * step
-            count = min(min(rows, height - offset.a) * slices * wide, length - jump)
-            here, there = slice(count), slice(jump, jump + count)
-            image = [(channel[here], channel[there]) for channel in self.image]
-            views = [x[:, part] for x in (self.p, self.q) for part in (here, there)]
-            self.pairs.append(_Pairs(offset, room.scratch[:, :count].unbind(), image, *views))
+        offsets = [offset for offset in plane.offsets if offset.a < height and abs(offset.b) < width]
+        self.runs = [self._prepare(run) for run in _runs(offsets)]
+
+    def _prepare(self, offsets: Sequence[Offset]) -> _Run:
+        jumps = [offset.a * self.row + offset.b * self.step for offset in offsets]
+        count = min(self.rows * self.row, self.length - jumps[-1])
+        here = slice(count)
+        image = [(x[here], x[jumps[0] : jumps[-1] + count].unfold(0, count, self.step)) for x in self.image]
+        scratch = self.room.scratch[:, : len(offsets) * count].view(3, len(offsets), count)
+        exponent, difference, total = scratch
+        rates, constants = self.plane.rates, [offset.constant for offset in offsets]
+        if not rates:
+            weights, values = [self.room.one] * len(offsets), constants
+        elif self.single:
+            weights, values = list(exponent), [offset.factors[0] for offset in offsets]
+        else:
+            weights, values = list(total), [1.0] * len(offsets)
+        pairs = []
+        for jump, weight, value in zip(jumps, weights, values):
+            there = slice(jump, jump + count)
+            pairs.append(_Pairs(weight, value, *(x[:, part] for x in (self.p, self.q) for part in (here, there))))
+        factors = [[offset.factors[n] for offset in offsets] for n in range(len(rates))]
+        of = self.room.one.new_tensor
+        return _Run(image, exponent, difference, total, of(constants)[:, None], of(factors)[..., None], pairs)
 
     def add(self, p: Tensor, image: Tensor, sums: Tensor) -> None:
         """sums += K [p, 1] for the pairs whose first voxel lies in the block's own rows."""
@@ -215,31 +240,46 @@ class _Block:
         self.p_inside[:-1] = p
         self.p_inside[-1] = 1
         self.image.zero_()
-        self.image_inside.copy_(image).mul_(self.scale)
+        self.image_inside.copy_(image).mul_(self.plane.scale)
         self.q.zero_()
-        for pairs in self.pairs:
-            weight, factor = self._similarity(pairs)
-            pairs.q_here.addcmul_(weight, pairs.p_there, value=factor)
-            pairs.q_there.addcmul_(weight, pairs.p_here, value=factor)
+        for run in self.runs:
+            self._weigh(run)
+            for weight, factor, p_here, p_there, q_here, q_there in run.pairs:
+                q_here.addcmul_(weight, p_there, value=factor)
+                q_there.addcmul_(weight, p_here, value=factor)
         sums += self.q_inside
 
-    def _similarity(self, pairs: _Pairs) -> tuple[Tensor, float]:
-        """K of the pairs, as a tensor and a factor.
+    def _weigh(self, run: _Run) -> None:
+        """Computes the weights of a run's pairs.
 
         No exponent is below -40: from -87 on, numbers are denormal, and a processor takes a hundred times longer to
         multiply these. On a z-scored image the loss as a whole took ten times longer.
         """
-        constant, factors = pairs.offset.constant, pairs.offset.factors
-        if not factors:
-            return self.room.one, constant
-        difference, exponent, weight = pairs.scratch
+        rates = self.plane.rates
+        if not rates:
+            return
+        # In place where nothing else is needed: this is a good part of all the work, and the cache is small.
+        difference = run.exponent if len(run.image) == 1 else run.difference
         so_far = self.room.zero
-        for here, there in pairs.image:
+        for here, there in run.image:
             torch.sub(here, there, out=difference)
-            so_far = torch.addcmul(so_far, difference, difference, value=-1, out=exponent)
-        if factors[0][0] == 1 and len(factors) == 1 and constant == 0:
-            return exponent.clamp_(min=FAINTEST).exp_(), factors[0][1]
-        total = difference.fill_(constant)
-        for rate, factor in factors:
-            total.add_(torch.mul(exponent, rate, out=weight).clamp_(min=FAINTEST).exp_(), alpha=factor)
-        return total, 1.0
+            so_far = torch.addcmul(so_far, difference, difference, value=-1, out=run.exponent)
+        if self.single:
+            run.exponent.clamp_(min=FAINTEST).exp_()
+            return
+        run.total.copy_(run.constants.expand_as(run.total))
+        for rate, factors in zip(rates, run.factors):
+            similarity = torch.mul(run.exponent, rate, out=run.difference).clamp_(min=FAINTEST).exp_()
+            run.total.addcmul_(similarity, factors)
+
+
+def _runs(offsets: Sequence[Offset]) -> list[list[Offset]]:
+    """Cuts offsets, in their order, where b does not go on by one or RUN is reached."""
+    runs: list[list[Offset]] = []
+    for offset in offsets:
+        last = runs[-1][-1] if runs else None
+        if last is not None and (last.a, last.b + 1) == (offset.a, offset.b) and len(runs[-1]) < RUN:
+            runs[-1].append(offset)
+        else:
+            runs.append([offset])
+    return runs

@@ -53,7 +53,7 @@ def double_loop(p: torch.Tensor, image: torch.Tensor, kernels, radius: int, spac
 
 def unfolded(p: torch.Tensor, image: torch.Tensor, kernel, radius: int) -> torch.Tensor:
     """The sum as PyMIC, GatedCRFLoss and PA-Seg form it: a copy per neighbour, zeros outside the image."""
-    (batch, classes, height, width), side = p.shape, 2 * radius + 1
+    (batch, _, height, width), side = p.shape, 2 * radius + 1
 
     def neighbours(x: torch.Tensor) -> torch.Tensor:
         return F.unfold(x, side, padding=radius).view(batch, x.shape[1], side * side, height, width)
