@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("nnunet_multimodal.commands.embed", "make the text embeddings of a data set of mixed modalities"),
     "predict": ("nnunet_multimodal.commands.predict", "predict images, told or finding out of which modality they are"),
     "refer": ("nnunet_multimodal.commands.refer", "segment an image by a scribbled reference image"),
+    "relabel": ("nnunet_multimodal.commands.relabel", "grow labels in cycles: propose, correct, accept, retrain"),
     "evaluate": ("nnunet_multimodal.commands.evaluate", "measure predictions per case, organ and modality"),
 }
 

@@ -53,7 +53,7 @@ def write_tables(
 ) -> None:
     """Undefined is an empty cell, the distance of a missed organ ``inf``; the status says which."""
     definition = {"surface": settings.surface}
-    _write_csv(
+    write_csv(
         folder / "cases.csv",
         CASE_COLUMNS,
         (
@@ -70,7 +70,7 @@ def write_tables(
             for organ, measures in result.organs.items()
         ),
     )
-    _write_csv(
+    write_csv(
         folder / "summary.csv",
         SUMMARY_COLUMNS,
         ({**row, "tolerance_mm": _tolerance(row["organ"], settings), **definition} for row in rows),
@@ -84,7 +84,7 @@ def _tolerance(organ: str, settings: Settings) -> str:
     return " ".join(f"{value:g}" for value in sorted({*settings.tolerances.values()}))
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)

@@ -1,0 +1,141 @@
+"""A whole relabel project, simulated: 10 labelled cases, then batches of 20 whose correction is the real label.
+
+    python benchmarks/relabel_project.py IMAGES LABELS --label-names anterior=1 posterior=2 --work DIR
+
+Everything that a person does is done through the commands: init, train, propose, accept, report; between propose and
+accept, the real labels of the proposed cases are laid into a folder, as a person would save corrections. The network is
+small and the trainings are short, so that two CPU cores can do it: see ``shrink``. What is finished in DIR stays; run
+it again and it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ENDING = ".nii.gz"
+TRAINER = "nnUNetTrainerMRSegmentator"
+
+
+def run(*words: object, log: list[dict[str, Any]]) -> None:
+    """``nnunet_multimodal relabel ...`` in a process of its own; its processor time goes into the log."""
+    command = [str(word) for word in words]
+    print("$ nnunet_multimodal relabel", *command, flush=True)
+    before, begin = os.times(), time.perf_counter()
+    subprocess.run([sys.executable, "-m", "nnunet_multimodal.cli", "relabel", *command], check=True)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    log.append({"step": command[0], "cpu_seconds": round(cpu, 1), "seconds": round(time.perf_counter() - begin, 1)})
+
+
+def shrink(plans_file: Path, configuration: str, iterations: int) -> None:
+    """A network and a training that a CPU can do: an edit that a user makes by hand in PROJECT/plans.json."""
+    plans = json.loads(plans_file.read_text(encoding="utf-8"))
+    configured = plans["configurations"][configuration]
+    network = configured["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [min(128, features // 2) for features in network["features_per_stage"]]
+    configured["batch_size"] = 12
+    configured["nnunet_multimodal"] = {
+        "num_iterations_per_epoch": iterations,
+        "num_val_iterations_per_epoch": 2,
+        "save_every": 1,
+    }
+    plans_file.write_text(json.dumps(plans, indent=2), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("labels", type=Path)
+    parser.add_argument("--label-names", nargs="+", required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--start", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--cycles", type=int, default=5)
+    parser.add_argument("--order", default="random")
+    parser.add_argument("--folds", nargs="+", default=["0", "1"])
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=100, help="an epoch")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="relabel_project", help="of the result")
+    args = parser.parse_args()
+    work = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    project, start = work / "project", work / "start"
+    log_file = work / "steps.json"
+    log: list[dict[str, Any]] = json.loads(log_file.read_text(encoding="utf-8")) if log_file.exists() else []
+    cases = sorted(path.name.removesuffix(ENDING) for path in args.labels.glob(f"*{ENDING}"))
+    first = sorted(random.Random(args.seed).sample(cases, args.start))
+    start.mkdir(exist_ok=True)
+    for case in first:
+        shutil.copy(args.labels / f"{case}{ENDING}", start)
+
+    run("init", project, "--images", args.images, "--labels", start, "--label-names", *args.label_names, "--modality",
+        "MR", log=log)  # fmt: skip
+    training = ["train", project, "-tr", f"{TRAINER}_{args.epochs}epochs", "-c", "2d", "--folds", *args.folds,
+                "-device", "cpu", "--processes", "0"]  # fmt: skip
+    if not (project / "plans.json").exists():
+        run(*training, "--prepare-only", "--plan", "-gpu_memory_target", "1", log=log)
+        shrink(project / "plans.json", "2d", args.iterations)
+    for cycle in range(1, args.cycles + 1):
+        state = status(project)
+        done = sum(each["state"] == "trained" for each in state["cycles"])
+        if done < cycle:
+            run(*training, log=log)
+        state = status(project)
+        if not any(batch["cycle"] == cycle for batch in state["batches"]):
+            run(
+                "propose",
+                project,
+                "-n",
+                args.batch,
+                "--order",
+                args.order,
+                "-device",
+                "cpu",
+                "--processes",
+                "0",
+                log=log,
+            )
+        corrected = work / f"corrected_{cycle}"
+        corrected.mkdir(exist_ok=True)
+        batch = next(each["batch"] for each in status(project)["batches"] if each["cycle"] == cycle)
+        for package in (project / "batches" / f"batch_{batch:03d}").iterdir():
+            if package.is_dir():
+                shutil.copy(args.labels / f"{package.name}{ENDING}", corrected)
+        run("accept", project, corrected, "--who", "the real labels", log=log)
+        run("report", project, log=log)
+        log_file.write_text(json.dumps(log), encoding="utf-8")
+
+    from common import write_result
+
+    report = json.loads((project / "report" / "report.json").read_text(encoding="utf-8"))
+    spent: dict[str, float] = {}
+    for each in log:
+        spent[each["step"]] = round(spent.get(each["step"], 0.0) + each["cpu_seconds"], 1)
+    measured = {
+        "start": args.start, "batch": args.batch, "order": args.order, "folds": args.folds, "configuration": "2d",
+        "steps_of_a_training": args.epochs * args.iterations, "curve": report["curve"],
+        "good_share": report["good_share"], "good_from_cycle": report["good_from_cycle"], "cpu_seconds": spent,
+        "trainings": report["trainings"],
+    }  # fmt: skip
+    note = f"images {args.images.resolve().parent.name}; a correction is the real label; small network, short trainings"
+    print(write_result(args.name, measured, note))
+
+
+def status(project: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "nnunet_multimodal.cli", "relabel", "status", str(project), "--json"]
+    content: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return content
+
+
+if __name__ == "__main__":
+    main()

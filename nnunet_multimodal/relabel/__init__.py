@@ -1,0 +1,1 @@
+"""Predict, correct, accept, retrain: labels that grow in cycles, with nothing lost (MRSegmentator's loop)."""
