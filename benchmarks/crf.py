@@ -187,8 +187,9 @@ def main() -> None:
         result[f"{name}_{classes}_classes"] = found
     note = (
         "forward and backward, radius 5, one kernel; processor time, in turn; shapes are [B, ...size]; uniform: image "
-        "in [0, 1], z-scored: the same with mean 0 and deviation 1, where unfolding meets denormal numbers; extra_over_p: "
-        "peak beyond the inputs, gradient included, as multiple of the probabilities, in a process of its own"
+        "in [0, 1], z-scored: the same with mean 0 and deviation 1, where unfolding meets denormal numbers; "
+        "extra_over_p: peak beyond the inputs, gradient included, as multiple of the probabilities, in a process "
+        "of its own"
     )
     print(write_result("crf", result, note))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nnunet_multimodal.losses.precision import at_least_single
+
 
 class EntropyLoss(nn.Module):
     """Mean entropy of the voxels' class probabilities: minimised, it makes the network decide.
@@ -26,6 +28,6 @@ class EntropyLoss(nn.Module):
         if probabilities.ndim < 3:
             raise ValueError(f"probabilities must be [B, C, ...]: found {tuple(probabilities.shape)}")
         with torch.autocast(probabilities.device.type, enabled=False):
-            p = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
+            p = at_least_single(probabilities)
             # The logarithm is bounded: its slope at 0 is infinite, and times softmax's slope of 0 that is NaN.
             return -(p * p.clamp(min=1e-8).log()).sum(1).mean()

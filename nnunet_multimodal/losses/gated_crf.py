@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nnunet_multimodal.losses.kernels import read_kernels
 from nnunet_multimodal.losses.pairwise import Plane, half_window, make_plane, pair_energy
+from nnunet_multimodal.losses.precision import at_least_single
 
 KERNELS = ({"weight": 1.0, "sigma_xy": 6.0, "sigma_intensity": 0.1},)  # of PA-Seg, WSL4MIS, toshas/GatedCRFLoss
 
@@ -69,7 +70,7 @@ class GatedCRFLoss(nn.Module):
 def mean_energy(probabilities: Tensor, image: Tensor, planes: Sequence[Plane]) -> Tensor:
     """The energy of pairs in fp32, divided by the number of voxels."""
     with torch.autocast(probabilities.device.type, enabled=False):
-        p = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
+        p = at_least_single(probabilities)
         energy = pair_energy(p, image.detach().to(p.dtype), planes)
         return energy / (p.numel() // p.shape[1])
 

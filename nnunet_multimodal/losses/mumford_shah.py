@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nnunet_multimodal.losses.precision import at_least_single
 from nnunet_multimodal.losses.total_variation import TotalVariationLoss
 
 
@@ -57,7 +58,7 @@ class MumfordShahLoss(nn.Module):
                 f"{tuple(image.shape)}"
             )
         with torch.autocast(probabilities.device.type, enabled=False):
-            p = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
+            p = at_least_single(probabilities)
             flat, values = p.flatten(2), image.detach().to(p.dtype).flatten(2)
             loss = p.new_zeros(())
             for channel in values.unbind(1):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nnunet_multimodal.losses.precision import at_least_single
+
 
 class PartialCrossEntropyLoss(nn.Module):
     """Cross-entropy over the voxels that have a label; all others are left out.
@@ -52,7 +54,7 @@ class PartialCrossEntropyLoss(nn.Module):
                 f"{tuple(target.shape)}"
             )
         labels = target[:, 0].long()
-        total = F.cross_entropy(logits.float(), labels, ignore_index=self.ignore_label, reduction="sum")
+        total = F.cross_entropy(at_least_single(logits), labels, ignore_index=self.ignore_label, reduction="sum")
         if self.reduction == "sum":
             return total
         return total / (labels != self.ignore_label).sum().clamp(min=1)  # torch's own mean is NaN without labels

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nnunet_multimodal.losses.precision import at_least_single
+
 
 class TotalVariationLoss(nn.Module):
     """Absolute differences of neighbouring voxels: minimised, it shortens boundaries and removes specks.
@@ -28,6 +30,6 @@ class TotalVariationLoss(nn.Module):
         if probabilities.ndim < 3:
             raise ValueError(f"probabilities must be [B, C, ...]: found {tuple(probabilities.shape)}")
         with torch.autocast(probabilities.device.type, enabled=False):
-            p = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
+            p = at_least_single(probabilities)
             total = torch.stack([p.diff(dim=axis).abs().sum() for axis in range(2, p.ndim)]).sum()
             return total * (p.shape[1] / max(p.numel(), 1))

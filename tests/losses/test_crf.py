@@ -93,6 +93,31 @@ def test_images_narrower_than_the_window(shape, radius: int, block) -> None:
         assert found == 0 and (gradient(found, p) == 0).all()
 
 
+def test_a_narrow_kernel_reaches_fewer_neighbours_and_the_narrowest_none() -> None:
+    p, image = case((1, 2, 5, 6))
+    kernels = [{"sigma_xy": 0.2, "sigma_intensity": 0.2}, {"sigma_xy": 0.3}]
+    expected = double_loop(p, image, kernels, 3)
+    found = GatedCRFLoss(kernels, 3)(p, image)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(gradient(found, p), gradient(expected, p), rtol=1e-9, atol=0)
+    nothing = GatedCRFLoss([{"sigma_xy": 0.01}], 3)(p, image)
+    assert nothing.item() == 0 and (gradient(nothing, p) == 0).all()
+
+
+def test_more_threads_make_larger_blocks_and_the_same_sum() -> None:
+    p, image = case((1, 3, 300, 400), dtype=torch.float32)
+    expected = GatedCRFLoss(radius=2)(p, image)
+    slope = gradient(expected, p)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = GatedCRFLoss(radius=2)(p, image)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(gradient(found, p), slope)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_single_precision_is_within_1e_5() -> None:
     p, image = case((1, 4, 8, 7), dtype=torch.float32)
     p = p.detach().div(p.sum(1, keepdim=True)).requires_grad_()
