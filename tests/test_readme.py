@@ -1,4 +1,4 @@
-"""The README speaks of what exists: its trainers, its commands, its files."""
+"""README and docs/ speak of what exists: trainers, commands, files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from nnunet_multimodal.registry import TRAINERS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def shell_lines() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    pages = [page.read_text(encoding="utf-8") for page in PAGES]
+    blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)]
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -35,15 +37,24 @@ def test_own_commands_in_the_shell_blocks_parse(capsys: pytest.CaptureFixture[st
     lines = [shlex.split(line) for line in shell_lines() if line.startswith("nnunet_multimodal ")]
     assert lines
     for words in lines:
-        command = words[1:3] if words[1] in ("convert", "scribbles") else words[1:2]
+        command = words[1:3] if words[1] in ("convert", "scribbles", "relabel") else words[1:2]
         assert main([*command, "--help"]) == 0
         known = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", capsys.readouterr().out))
         assert {word for word in words if word.startswith("-")} <= known, words
 
 
-def test_files_it_points_to_exist() -> None:
-    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r"python (benchmarks/\w+\.py)", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_it_points_to_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / path).exists(), path
+    for path in re.findall(r"(?:python |`)(benchmarks/[\w/]+\.\w+)", text):
         assert (ROOT / path).exists(), path
+
+
+def test_names_every_page() -> None:
+    for page in PAGES[1:]:
+        assert f"docs/{page.name}" in README
 
 
 def test_test_command_is_what_ci_runs() -> None:
