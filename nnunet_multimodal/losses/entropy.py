@@ -13,7 +13,8 @@ class EntropyLoss(nn.Module):
 
     L = -1/V sum_i sum_c p_i^c log p_i^c, in nats, over all V voxels of the batch.
 
-    Source: Grandvalet and Bengio, Semi-supervised Learning by Entropy Minimization (NeurIPS 2004); "EM" in WSL4MIS.
+    Source: Grandvalet and Bengio, Semi-supervised Learning by Entropy Minimization (NeurIPS 2004); "EM" in WSL4MIS,
+    which divides by log C and weighs the result by 0.1.
 
     Raises:
         ValueError: probabilities have fewer than three axes.
