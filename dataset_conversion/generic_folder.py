@@ -50,14 +50,14 @@ def value_pair(text: str) -> tuple[int, int]:
 
 
 def find_cases(root: Path, images: str, labels: str, mapping: dict[int, int] | None) -> dict[str, WriteCase]:
-    image_of, label_of = _match(root, images), _match(root, labels)
+    image_of, label_of = match_template(root, images), match_template(root, labels)
     alone = sorted(image_of.keys() ^ label_of.keys())
     if alone:
         raise DataProblem(f"{len(alone)} cases lack their image or their label: {first_names(alone)}")
     return {case: functools.partial(write_case, image_of[case], label_of[case], mapping) for case in sorted(image_of)}
 
 
-def _match(root: Path, template: str) -> dict[str, Path]:
+def match_template(root: Path, template: str) -> dict[str, Path]:
     """The files that a template fits, by case."""
     if "{case}" not in template:
         raise UsageError(f"The template {template!r} needs {{case}} where the name of the case stands.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,9 @@ everything becomes foreground. Which value means what:
   --unlabelled 255                       the same with 255
   --unlabelled 0 --background-label 9    nobody drew where there is 0, and 9 was drawn for background (ITK-SNAP)
 
+Or one mask per class and case: --scribbles liver=DIR spleen=DIR background=DIR. Dense labels then have 1 for the first
+class, and so on.
+
 Several channels of one case, on one grid: --images CT=ct MR=mr (files CASE.nii.gz), or FLAIR=images T1c=images (files
 CASE_Flair.nii.gz, CASE_T1c.nii.gz). How much of each class is drawn is printed and written to coverage.json."""
 
@@ -42,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]DIR",
         help="folder of images; of each channel, with its name",
     )
-    data.add_argument("--scribbles", type=Path, required=True, metavar="DIR", help="folder of scribble files")
+    data.add_argument(
+        "--scribbles", nargs="+", required=True, metavar="[NAME=]DIR", help="folder of scribble files; or of each class"
+    )
     data.add_argument(
         "--unlabelled",
         type=natural_number,
@@ -69,6 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="dense label maps of all or some cases; they judge, nothing learns them",
+    )
+    data.add_argument(
+        "--patient-pattern",
+        metavar="REGEX",
+        help="its group, or all that it matches, in a case's name is the patient, who is never split (one channel)",
     )
     add_dataset_arguments(parser, "Scribbled")
     add_checks(parser)
@@ -137,6 +149,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, name: str, required: 
 def add_checks(parser: argparse.ArgumentParser, drawn_by_hand: bool = True) -> None:
     checks = parser.add_argument_group("checks")
     checks.add_argument("--keep-empty", action="store_true", help="keep cases that nobody drew on, too")
+    checks.add_argument("--allow-unregistered", action="store_true", help="channels may show different bodies")
     if drawn_by_hand:
         checks.add_argument("--allow-outside-body", action="store_true", help="classes may be drawn in the air")
     checks.add_argument(
@@ -145,46 +158,69 @@ def add_checks(parser: argparse.ArgumentParser, drawn_by_hand: bool = True) -> N
 
 
 def run(args: argparse.Namespace) -> int:
-    folders = channel_folders(args.images, args.channel_name)
+    channels = named_folders(args.images, args.channel_name, "--images")
     require_nnunet_path("nnUNet_raw")  # before the imports, which take a second
     from nnunet_multimodal.conversion.scribble_dataset import find_scribbled_cases, import_scribbles
+    from nnunet_multimodal.conversion.table import match_patients
 
-    legend = _legend(args)
-    cases = find_scribbled_cases(folders, args.scribbles, args.dense)
-    folder, report = import_scribbles(
-        cases,
-        [*folders],
-        legend,
-        args.dataset_id,
-        args.name,
-        repairs=repairs_of(args),
-        overwrite=args.overwrite,
-        keep_empty=args.keep_empty,
-        allow_outside_body=args.allow_outside_body,
-        strict=args.strict,
-        source={
-            "images": {name: str(path.resolve()) for name, path in folders.items()},
-            "scribbles": str(args.scribbles.resolve()),
-            **({"dense": str(args.dense.resolve())} if args.dense else {}),
-        },
-    )
-    print_report(folder, report, args.dataset_id, len(folders))
+    with _label_maps(args) as (scribbles, legend):
+        cases = find_scribbled_cases(channels, scribbles, args.dense)
+        folder, report = import_scribbles(
+            cases,
+            [*channels],
+            legend,
+            args.dataset_id,
+            args.name,
+            repairs=repairs_of(args),
+            overwrite=args.overwrite,
+            keep_empty=args.keep_empty,
+            allow_outside_body=args.allow_outside_body,
+            allow_unregistered=args.allow_unregistered,
+            strict=args.strict,
+            patients=match_patients([files.case for files in cases], args.patient_pattern)
+            if args.patient_pattern
+            else None,
+            source={
+                "images": {name: str(path.resolve()) for name, path in channels.items()},
+                "scribbles": args.scribbles,
+                **({"dense": str(args.dense.resolve())} if args.dense else {}),
+            },
+        )
+    print_report(folder, report, args.dataset_id, len(channels))
     return 0
 
 
-def channel_folders(words: list[str], channel_name: str) -> dict[str, Path]:
-    """Channel -> folder, of ``DIR`` or ``CT=DIR MR=DIR``."""
+def named_folders(words: list[str], name: str, option: str) -> dict[str, Path]:
+    """Name -> folder, of ``DIR`` (which is ``name``'s) or ``CT=DIR MR=DIR``."""
     if len(words) == 1 and ("=" not in words[0] or Path(words[0]).is_dir()):
-        return {channel_name: Path(words[0])}
+        return {name: Path(words[0])}
     folders: dict[str, Path] = {}
     for word in words:
-        name, separator, path = word.partition("=")
-        if not (separator and name and path):
-            raise UsageError(f"--images: expected a folder, or NAME=DIR for each channel, found {word!r}.")
-        if name in folders:
-            raise UsageError(f"--images has {name} more than once; folders within a folder are read too.")
-        folders[name] = Path(path)
+        key, separator, path = word.partition("=")
+        if not (separator and key and path):
+            raise UsageError(f"{option}: expected one folder, or NAME=DIR for each, found {word!r}.")
+        if key in folders:
+            raise UsageError(f"{option} has {key} more than once; folders within a folder are read too.")
+        folders[key] = Path(path)
     return folders
+
+
+@contextlib.contextmanager
+def _label_maps(args: argparse.Namespace) -> Iterator[tuple[Path, Legend]]:
+    """The folder of the user's label maps, or one of those that are made of a folder per class; what they mean."""
+    folders = named_folders(args.scribbles, "", "--scribbles")
+    if "" in folders:
+        yield folders[""], _legend(args)
+        return
+    from nnunet_multimodal.conversion.class_masks import combine_class_masks
+
+    for option in ("unlabelled", "label_names", "labels_json"):
+        if getattr(args, option) is not None:
+            raise UsageError(f"--{option.replace('_', '-')} is for label maps; here the folders name the classes.")
+    if "background" not in folders and not args.no_background:
+        raise UsageError("Which folder has the drawn background? Pass background=DIR, too, or --no-background.")
+    with tempfile.TemporaryDirectory(dir=require_nnunet_path("nnUNet_raw"), prefix=".scribbles-") as temporary:
+        yield Path(temporary), combine_class_masks(folders, Path(temporary))
 
 
 def _legend(args: argparse.Namespace) -> Legend:
@@ -205,9 +241,8 @@ def _legend(args: argparse.Namespace) -> Legend:
             raise UsageError("The label names hold no class.")
     if unlabelled is None:
         raise UsageError("Which value means that nobody drew there? Pass it as --unlabelled N, e.g. 4, 255 or 0.")
-    return Legend(
-        unlabelled, None if args.no_background else args.background_label, classes, args.unnamed_to_background
-    )
+    background = None if args.no_background else args.background_label
+    return Legend(unlabelled, background, classes, unnamed_to_background=args.unnamed_to_background)
 
 
 def print_report(folder: Path, report: Mapping[str, Any], dataset_id: int, channels: int) -> None:
@@ -221,8 +256,7 @@ def print_report(folder: Path, report: Mapping[str, Any], dataset_id: int, chann
             line += f"; {shares['right']:.1%} of them as in the dense labels"
         print(line)
     print(f"{len(report['cases'])} cases; shares per case: {folder / 'coverage.json'}")
-    configuration, trainer = (
-        ("2d", "nnUNetTrainerPartialCE") if channels == 1 else ("3d_fullres", "nnUNetTrainerCmFNet")
-    )
+    paired = channels > 1
+    configuration, trainer = ("3d_fullres", "nnUNetTrainerCmFNet") if paired else ("2d", "nnUNetTrainerPartialCE_CRF")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {dataset_id} -c {configuration} --verify_dataset_integrity")
     print(f"      nnUNetv2_train {dataset_id} {configuration} 0 -tr {trainer}")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import functools
-import operator
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +15,14 @@ from nnunet_multimodal.commands.scribbles_import import (
     add_checks,
     add_class_names,
     add_dataset_arguments,
-    channel_folders,
     class_names_of,
+    named_folders,
     print_report,
 )
 from nnunet_multimodal.environment import require_nnunet_path
 from nnunet_multimodal.errors import DataProblem, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from nnunet_multimodal.conversion.simulated import Drawing
 
 WHAT = "draw scribbles inside label maps"
@@ -123,27 +118,26 @@ def _run_files(args: argparse.Namespace, paths: Sequence[Path], drawing: Drawing
 def _run_dataset(args: argparse.Namespace, paths: Sequence[Path], drawing: Drawing) -> int:
     """The scribbles, and at once the data set of them; a label map that cannot be read stops it."""
     from nnunet_multimodal.conversion.dataset import numbered, require_free
-    from nnunet_multimodal.conversion.scribble_dataset import Legend, find_scribbled_cases, import_scribbles
-    from nnunet_multimodal.conversion.simulated import UNLABELLED
+    from nnunet_multimodal.conversion.scribble_dataset import find_scribbled_cases, import_scribbles
+    from nnunet_multimodal.conversion.simulated import legend_of
 
     raw = require_nnunet_path("nnUNet_raw")
     require_free(raw, args.dataset_id, args.name, args.overwrite)
-    folders = channel_folders(args.images, args.channel_name)
+    folders = named_folders(args.images, args.channel_name, "--images")
     with _scribble_folder(args.output, raw) as output:
         _, failed = _simulate(args, paths, output, drawing)
         if failed:
             raise DataProblem(numbered("Nothing was made of them.", [*failed.values()]))
-        values: tuple[int, int | None] = (0, None) if drawing.background == "none" else (UNLABELLED, 0)
-        legend = Legend(*values, classes=_classes(args), unnamed_to_background=True)
         folder, report = import_scribbles(
             find_scribbled_cases(folders, output, args.labels),
             [*folders],
-            legend,
+            legend_of(drawing, _classes(args)),
             args.dataset_id,
             args.name,
             repairs=repairs_of(args),
             overwrite=args.overwrite,
             keep_empty=args.keep_empty,
+            allow_unregistered=args.allow_unregistered,
             allow_outside_body=True,  # then the label map is outside, which is no slip of a pen
             strict=args.strict,
             source={
@@ -181,21 +175,23 @@ def _simulate(
     from tqdm import tqdm
 
     from nnunet_multimodal.conversion.channel_files import find_channel_files
-    from nnunet_multimodal.conversion.dataset import write_json
-    from nnunet_multimodal.conversion.simulated import UNLABELLED
+    from nnunet_multimodal.conversion.dataset import case_id, write_json
+    from nnunet_multimodal.conversion.simulated import UNLABELLED, simulate_file
 
     _refuse_own_input(paths, output)
-    images = find_channel_files(channel_folders(args.images, args.channel_name)) if args.within_body else None
+    classes = _classes(args)
+    images = find_channel_files(named_folders(args.images, args.channel_name, "--images")) if args.within_body else None
     output.mkdir(parents=True, exist_ok=True)
     shares: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
     for path in tqdm(paths, desc="drawing scribbles", unit="file", disable=None):
+        case = case_id(path)
         try:
-            name, shares_of_file = _simulate_file(path, output, args, drawing, images)
+            if images is not None and case not in images:
+                raise DataProblem(f"{path} has no image of its name, so the body is not known.")
+            shares[case] = simulate_file(path, case, output, drawing, classes, images[case] if images else ())
         except DataProblem as problem:
             failed[str(path)] = str(problem)
-            continue
-        shares[name] = shares_of_file
     unlabelled = {} if drawing.background == "none" else {"unlabelled": UNLABELLED}
     write_json(output / "coverage.json", {"coverage": shares, "failed": failed, **vars(drawing), **unlabelled})
     return shares, failed
@@ -206,57 +202,6 @@ def _refuse_own_input(paths: Sequence[Path], output: Path) -> None:
     for path in paths:
         if path.parent.resolve() == output.resolve():
             raise UsageError(f"{output} holds {path.name}, which would be overwritten. Take another folder.")
-
-
-def _simulate_file(
-    path: Path,
-    output: Path,
-    args: argparse.Namespace,
-    drawing: Drawing,
-    images: Mapping[str, tuple[Path, ...]] | None,
-) -> tuple[str, dict[str, float]]:
-    """Write the scribbles of one file; the file's case id and the share of each organ that is covered."""
-    import numpy as np
-
-    from nnunet_multimodal.conversion.dataset import FILE_ENDING, case_id
-    from nnunet_multimodal.conversion.images import check_label_values, read_labels, write_like
-    from nnunet_multimodal.conversion.scribble_dataset import Legend
-    from nnunet_multimodal.conversion.simulated import draw_weak_labels
-    from nnunet_multimodal.data.scribbles import coverage
-
-    volume = read_labels(path)
-    values = np.unique(volume.data)
-    check_label_values(volume, {int(value) for value in values if value >= 0 and value == np.rint(value)} | {0})
-    classes = _classes(args)
-    found = [value for value in map(int, values) if value > 0]
-    wanted = found if classes is None else [value for of_class in classes.values() for value in of_class]
-    if not set(wanted) & set(found):
-        missing = f", wanted {', '.join(map(str, wanted))}" if wanted else ""
-        there = ", ".join(f"{value:g}" for value in values[:10])
-        raise DataProblem(f"{path} has nothing to scribble on: found {there}{missing}.")
-    case = case_id(path)
-    if classes is not None:
-        legend = Legend(unlabelled=-1, classes=classes, unnamed_to_background=True)
-        volume = dataclasses.replace(volume, data=legend.of_dense(volume.data))
-    organs = found if classes is None else [of_class[0] for of_class in classes.values()]
-    drawn = draw_weak_labels(volume, organs, case, drawing, _body(case, images))
-    write_like(output / f"{case}{FILE_ENDING}", drawn, volume)
-    shares = {str(organ): share for organ, share in coverage(drawn, volume.data, organs).items()}
-    if drawing.background != "none":
-        shares = {"0": coverage(drawn, volume.data, [0])[0], **shares}
-    return case, {organ: round(share, 4) for organ, share in shares.items()}
-
-
-def _body(case: str, images: Mapping[str, tuple[Path, ...]] | None) -> np.ndarray | None:
-    """Where any image of the case shows the patient; None where it does not matter."""
-    if images is None:
-        return None
-    from nnunet_multimodal.conversion.images import body_mask, read_volume
-
-    if case not in images:
-        raise DataProblem(f"case {case} has no image, so its body is not known.")
-    masks = [body_mask(read_volume(path).data) for path in images[case]]
-    return functools.reduce(operator.or_, masks)
 
 
 def _print(shares: dict[str, dict[str, float]], failed: dict[str, str]) -> None:

@@ -32,6 +32,8 @@ from nnunet_multimodal.conversion.images import (
     write_like,
 )
 from nnunet_multimodal.conversion.mixed import doubt_modality
+from nnunet_multimodal.conversion.registration import LOWEST_OVERLAP, body_overlap
+from nnunet_multimodal.data.modality import ModalityTable
 from nnunet_multimodal.environment import require_nnunet_path
 from nnunet_multimodal.errors import DataProblem, UsageError
 
@@ -69,12 +71,14 @@ class Legend:
         background: drawn background in the scribble files; None where background has no value, so nobody drew it.
         classes: name -> its values, the same in scribbles and dense labels, in the order of the data set; None takes
             what is found.
-        unnamed_to_background: values that no class has are background, in scribbles and dense labels, not an error.
+        also_background: values of what is no class of the data set: background, in scribbles and dense labels.
+        unnamed_to_background: so are all values that no class has; otherwise they are an error.
     """
 
     unlabelled: int
     background: int | None = 0
     classes: Mapping[str, tuple[int, ...]] | None = None
+    also_background: frozenset[int] = frozenset()
     unnamed_to_background: bool = False
 
     def __post_init__(self) -> None:
@@ -111,9 +115,10 @@ class Legend:
         for first, *more in self.classes.values():
             if more and np.isin(data, more).any():
                 merged = np.where(np.isin(data, more), first, merged)
-        if self.unnamed_to_background and background is not None:
+        if background is not None and (self.unnamed_to_background or self.also_background):
             named = {value for values in self.classes.values() for value in values} | others
-            merged = np.where(np.isin(data, [*named]), merged, background)
+            rest = ~np.isin(data, [*named]) if self.unnamed_to_background else np.isin(data, [*self.also_background])
+            merged = np.where(rest, background, merged)
         return merged
 
 
@@ -129,6 +134,7 @@ class _Counts:
     drawn_on_dense: Counter[int] = field(default_factory=Counter)
     dense: Counter[int] = field(default_factory=Counter)
     doubts: list[str] = field(default_factory=list)
+    overlap: dict[str, float] = field(default_factory=dict)  # of the body in each further channel with the first
 
 
 def find_scribbled_cases(images: Mapping[str, Path], scribbles: Path, dense: Path | None) -> list[ScribbledFiles]:
@@ -168,7 +174,9 @@ def import_scribbles(
     overwrite: bool = False,
     keep_empty: bool = False,
     allow_outside_body: bool = False,
+    allow_unregistered: bool = False,
     strict: bool = False,
+    patients: Mapping[str, str] | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Make a data set out of images and scribbles.
@@ -183,7 +191,9 @@ def import_scribbles(
         overwrite: replace a data set of this id once the new one is complete.
         keep_empty: also take cases that nobody drew on; otherwise they are left out and named (faults.md 26).
         allow_outside_body: a class may be drawn where there is nothing but air (faults.md 27).
+        allow_unregistered: the channels of a case may show bodies that do not lie on each other.
         strict: an image that does not look like its channel is an error instead of a warning (faults.md 21).
+        patients: case -> patient, for splits that keep a patient together; data sets of one channel only.
         source: further entries for the record in dataset.json.
 
     Returns:
@@ -195,8 +205,11 @@ def import_scribbles(
     raw = require_nnunet_path("nnUNet_raw")
     final = dataset.require_free(raw, dataset_id, name, overwrite)
 
+    if patients and len(channels) > 1:
+        raise UsageError("Patients can be told for data sets of one channel only.")
+
     def check(files: ScribbledFiles) -> _Counts:
-        return _check_case(files, channels, legend, repairs, allow_outside_body)
+        return _check_case(files, channels, legend, repairs, allow_outside_body, allow_unregistered)
 
     results = dict(zip((files.case for files in cases), dataset.check_all(cases, check, "cases")))
     doubts = [doubt for counts in results.values() for doubt in counts.doubts]
@@ -229,11 +242,15 @@ def import_scribbles(
         **dataset.describe_repairs(repairs),
         "nnunet_multimodal": __version__,
     }
+    own = {}
+    if patients:
+        of_kept = {files.case: patients[files.case] for files in kept}
+        own = ModalityTable((channels[0],), dict.fromkeys(of_kept, channels[0]), of_kept).section()
     with dataset.new_dataset(raw, dataset_id, name, overwrite) as folder:
         for files in tqdm(kept, desc=f"writing {final.name}", unit="case", disable=None):
             _write_case(folder, files, ids, of_class, repairs)
         dataset.write_json(folder / COVERAGE, report)
-        dataset.write_dataset_json(folder, LAYOUT, channels, labels, len(kept), record)
+        dataset.write_dataset_json(folder, LAYOUT, channels, labels, len(kept), record, own)
     return final, report
 
 
@@ -257,9 +274,22 @@ def _read_case(files: ScribbledFiles, repairs: Repairs) -> tuple[list[Volume], V
 
 
 def _check_case(
-    files: ScribbledFiles, channels: Sequence[str], legend: Legend, repairs: Repairs, allow_outside_body: bool
+    files: ScribbledFiles,
+    channels: Sequence[str],
+    legend: Legend,
+    repairs: Repairs,
+    allow_outside_body: bool,
+    allow_unregistered: bool,
 ) -> _Counts:
     images, scribbles, dense = _read_case(files, repairs)
+    overlap = {name: round(body_overlap(images[0], image), 3) for name, image in zip(channels[1:], images[1:])}
+    for name, value in overlap.items():
+        if value < LOWEST_OVERLAP and not allow_unregistered:
+            raise DataProblem(
+                f"case {files.case}: the bodies in {channels[0]} and {name} overlap by {value:.2f} (Dice), expected "
+                f"{LOWEST_OVERLAP} or more. Register {files.images[channels.index(name)]} to {files.images[0]}; "
+                "--allow-unregistered takes them as they are, for images that show different parts of the patient."
+            )
     doubts = []
     for name, image in zip(channels, images):
         check_not_constant(image)
@@ -270,7 +300,7 @@ def _check_case(
     if not allow_outside_body:
         names = {values[0]: name for name, values in (legend.classes or {}).items()}
         refuse_outside_body(replace(scribbles, data=marks), ~np.isin(marks, [*legend.others]), images, names)
-    counts = _Counts(_count(marks), doubts=doubts)
+    counts = _Counts(_count(marks), doubts=doubts, overlap=overlap)
     if dense is not None:
         _check_values(dense, {0}, legend)
         truth = legend.of_dense(dense.data)
@@ -284,7 +314,7 @@ def _check_case(
 def _check_values(volume: Volume, others: set[int], legend: Legend) -> None:
     """Rows 23 and 24; ``others`` may be there beside the classes."""
     if legend.classes is not None and not legend.unnamed_to_background:
-        allowed = {value for values in legend.classes.values() for value in values} | others
+        allowed = {value for values in legend.classes.values() for value in values} | others | legend.also_background
     else:
         values = np.unique(volume.data)
         allowed = {int(value) for value in values if value >= 0 and value == np.rint(value)} | others
@@ -391,9 +421,11 @@ def _report(
     """What coverage.json holds: shares between 0 and 1, per class over all cases, and per case."""
     named = {} if legend.background is None else {"background": legend.background}
     named |= {name: values[0] for name, values in classes.items()}
+    overlaps = {case: counts.overlap for case, counts in results.items()}
     return {
         "classes": _shares([*results.values()], named),
         "cases": {case: _shares([counts], named) for case, counts in results.items()},
+        **({"body_overlap": overlaps} if any(overlaps.values()) else {}),
         "not_drawn_on": [*empty],
     }
 

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from nnunet_multimodal.conversion.crossmr import draw_scribbles, drawing_plane
-from nnunet_multimodal.conversion.images import Volume
+from nnunet_multimodal.conversion.dataset import FILE_ENDING
+from nnunet_multimodal.conversion.images import (
+    Volume,
+    body_mask,
+    check_label_values,
+    compare_geometry,
+    read_labels,
+    read_volume,
+    write_like,
+)
+from nnunet_multimodal.conversion.scribble_dataset import Legend
 from nnunet_multimodal.data.background import background_scribbles
+from nnunet_multimodal.data.scribbles import coverage
 from nnunet_multimodal.errors import DataProblem
 
 UNLABELLED = 255  # where nobody drew, in a file with drawn background
@@ -32,6 +44,59 @@ class Drawing:
     background: str = "none"
     every: int = 1
     seed: int = 0
+
+
+def legend_of(drawing: Drawing, classes: Mapping[str, tuple[int, ...]] | None) -> Legend:
+    """What the values in the files mean; what no class has is background."""
+    unlabelled, background = (0, None) if drawing.background == "none" else (UNLABELLED, 0)
+    return Legend(unlabelled, background, classes, unnamed_to_background=True)
+
+
+def simulate_file(
+    path: Path,
+    case: str,
+    output: Path,
+    drawing: Drawing,
+    classes: Mapping[str, tuple[int, ...]] | None = None,
+    images: Sequence[Path] = (),
+) -> dict[str, float]:
+    """Draw on one label map, and write OUTPUT/CASE.nii.gz.
+
+    Args:
+        path: the label map.
+        case: its name.
+        output: an existing folder.
+        drawing: how to draw.
+        classes: name -> values, drawn as the first of them; None draws all that is there.
+        images: background is drawn inside the body in these only; none is everywhere.
+
+    Returns:
+        The share of each drawn class, by its value, that is covered; with background, that of "0" as well.
+
+    Raises:
+        DataProblem: the file cannot be read, holds what is no label, or none of the classes.
+    """
+    volume = read_labels(path)
+    values = np.unique(volume.data)
+    check_label_values(volume, {int(value) for value in values if value >= 0 and value == np.rint(value)} | {0})
+    organs = [int(value) for value in values if value > 0]
+    wanted = organs if classes is None else [value for of_class in classes.values() for value in of_class]
+    if not set(wanted) & set(organs):
+        missing = f", wanted {', '.join(map(str, wanted))}" if wanted else ""
+        found = ", ".join(f"{value:g}" for value in values[:10])
+        raise DataProblem(f"{path} has nothing to scribble on: found {found}{missing}.")
+    if classes is not None:
+        volume = replace(volume, data=legend_of(drawing, classes).of_dense(volume.data))
+        organs = [of_class[0] for of_class in classes.values()]
+    body = None
+    for image in map(read_volume, images):
+        compare_geometry(image, volume, "label")
+        mask = body_mask(image.data)
+        body = mask if body is None else body | mask
+    drawn = draw_weak_labels(volume, organs, case, drawing, body)
+    write_like(output / f"{case}{FILE_ENDING}", drawn, volume)
+    shown = organs if drawing.background == "none" else [0, *organs]
+    return {str(value): round(share, 4) for value, share in coverage(drawn, volume.data, shown).items()}
 
 
 def draw_weak_labels(

@@ -28,6 +28,7 @@ from nnunet_multimodal.conversion.images import (
     read_volume,
 )
 from nnunet_multimodal.conversion.mixed import doubt_modality
+from nnunet_multimodal.conversion.verify_scribbles import check_dense, check_drawn
 from nnunet_multimodal.data.modality import SECTION, ModalityTable, has_table
 from nnunet_multimodal.data.splits import FILE_NAME, advise, folds_without, read_splits, stale_cases
 from nnunet_multimodal.errors import DataProblem
@@ -92,12 +93,19 @@ def check_raw_dataset(folder: Path) -> Findings:
     sheared_is_read = str(content.get("overwrite_image_reader_writer", "")).startswith("NibabelIO")
     scribbles = {int(index) for index, name in content["channel_names"].items() if name == SCRIBBLE_CHANNEL}
     warnings = []
+    found: dict[str, frozenset[int]] = {}
     for case, files in tqdm(whole.items(), desc=f"checking {folder.name}", unit="case", disable=None):
-        more, image = _check_case(files, ids, scribbles, sheared_is_read)
+        more, image, values = _check_case(files, ids, scribbles, sheared_is_read)
         problems += more
+        if values is not None:
+            found[case] = values
         if image is not None and image.path == files.channels[0] and case in of_case:
             doubt = doubt_modality(of_case[case], image)
             warnings += [f"case {case}: {doubt}"] if doubt else []
+    if ids is not None:
+        problems_drawn, warnings_drawn = check_drawn(content["labels"], found)
+        dense = check_dense(folder, content["labels"], {case: of.label for case, of in whole.items() if of.label})
+        problems, warnings = problems + problems_drawn + dense, warnings + warnings_drawn
     return Findings(problems, warnings)
 
 
@@ -331,14 +339,15 @@ def _channels(indices: Any) -> str:
 
 def _check_case(
     files: RawFiles, ids: set[int] | None, scribbles: set[int], sheared_is_read: bool
-) -> tuple[list[str], Volume | None]:
+) -> tuple[list[str], Volume | None, frozenset[int] | None]:
     """Every file of a case by itself, and all of them against the first channel (rows 11 to 19, 23, 24, 27, 28).
 
     Returns:
-        the problems, and the first channel that can be used.
+        the problems, the first channel that can be used, and the values in the label if those are right.
     """
     problems: list[str] = []
     first: Volume | None = None
+    values: frozenset[int] | None = None
     seen: set[Path] = set()
     for index, path in sorted(files.channels.items()):
         if path.exists() and path.resolve() in seen:
@@ -357,16 +366,17 @@ def _check_case(
             continue
         first = first or volume
     if files.label is None:
-        return problems, first
+        return problems, first, values
     try:
         label = read_labels(files.label, reorthonormalize=sheared_is_read)
         if ids is not None:
             check_label_values(label, ids)
+            values = frozenset(map(int, np.unique(label.data)))
         if first is not None:
             compare_geometry(first, label, "label")
     except DataProblem as problem:
         problems.append(_without_options(problem))
-    return problems, first
+    return problems, first, values
 
 
 def _check_scribble_channel(volume: Volume) -> None:
