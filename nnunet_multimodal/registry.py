@@ -172,12 +172,13 @@ _ENTRIES = (
         module="nnunet_multimodal.trainers.mrsegmentator",
         paper="MRSegmentator (arXiv 2405.06463): its training in cycles of proposal and correction",
         dataset=(
-            "one image channel that is not called CT, of CT, MR or both; made with `nnunet_multimodal relabel train` or "
-            "`nnunet_multimodal convert plain`"
+            "one image channel that is not called CT, of CT, MR or both, and the reorienting reader; made with "
+            "`nnunet_multimodal relabel train`, `convert mixed` or `convert plain`"
         ),
         differs=(
-            "nothing is mirrored where labels come in left and right; each fold of a cycle starts from its own weights of "
-            "the cycle before"
+            "nothing is ever mirrored, and left is left in every array; folds by modality where there is the table. A "
+            "starting model of other classes gives what has the same name; in `relabel train`, each fold starts from "
+            "its own weights of the cycle before"
         ),
     ),
     TrainerEntry(

@@ -32,8 +32,9 @@ from nnunet_multimodal.data.sides import sided_pairs
 from nnunet_multimodal.data.splits import read_splits, stale_cases, stratified_splits
 from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
 from nnunet_multimodal.registry import TRAINERS
-from nnunet_multimodal.trainers.checkpoints import load_fitting, readable_checkpoint, starting_weights, write_whole
+from nnunet_multimodal.trainers.checkpoints import load_fitting, readable_checkpoint, write_whole
 from nnunet_multimodal.trainers.settings import SECTION, fill_settings
+from nnunet_multimodal.trainers.transfer import StartingModel, fit_by_name, names_of, starting_model
 
 STOCK_INTENSITY = (
     GaussianNoiseTransform,
@@ -127,10 +128,15 @@ class MultimodalTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         if self.settings["starting_model"] is not None and self.current_epoch == 0:
-            weights = starting_weights(Path(self.settings["starting_model"]))
-            weights = {key: value for key, value in weights.items() if not key.startswith(self.own_weights)}
-            self.print_to_log_file(load_fitting(self.bare_network(), weights))
+            self._start_from(starting_model(Path(self.settings["starting_model"]), self.fold))
         super().on_train_start()
+
+    def _start_from(self, model: StartingModel) -> None:
+        """Loads what fits, classes and channels by their names, and logs what was loaded, is new, and was skipped."""
+        network = self.bare_network()
+        weights = {key: value for key, value in model.weights.items() if not key.startswith(self.own_weights)}
+        weights, lines = fit_by_name(weights, model.names, network.state_dict(), names_of(self.dataset_json))
+        self.print_to_log_file("\n".join([load_fitting(network, weights), *lines]))
 
     # --- data --------------------------------------------------------------------------------------------------------
 

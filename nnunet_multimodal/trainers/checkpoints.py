@@ -77,16 +77,23 @@ def readable_checkpoint(wanted: Path) -> tuple[Path, str | None]:
     )
 
 
-def starting_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Weights of a checkpoint file, or of the first fold in an nnU-Net result folder."""
-    if path.is_dir():
-        found = [file for name in PREFERENCE for file in sorted(path.glob(f"fold_*/{name}"))]
-        direct = [path / name for name in PREFERENCE if (path / name).exists()]
-        if not direct + found:
-            raise DataProblem(f"no checkpoint in {path}: expected fold_*/checkpoint_final.pth.")
-        path = (direct + found)[0]
-    file, _ = readable_checkpoint(path)
-    return torch.load(file, map_location="cpu", weights_only=False)["network_weights"]
+def starting_file(path: Path, fold: int | str | None = None) -> Path:
+    """The checkpoint to start from: the file itself, or that of a fold in an nnU-Net result folder.
+
+    That is the fold of the same number, which has never seen the cases that this one validates (if the splits are the
+    same), else the first that there is.
+
+    Raises:
+        DataProblem: there is none in the folder.
+    """
+    if not path.is_dir():
+        return path
+    found = [file for name in PREFERENCE for file in sorted(path.glob(f"fold_*/{name}"))]
+    found.sort(key=lambda file: file.parent.name != f"fold_{fold}")
+    direct = [path / name for name in PREFERENCE if (path / name).exists()]
+    if not direct + found:
+        raise DataProblem(f"no checkpoint in {path}: expected fold_*/checkpoint_final.pth.")
+    return (direct + found)[0]
 
 
 def load_fitting(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> str:

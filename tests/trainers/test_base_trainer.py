@@ -267,11 +267,12 @@ def test_labels_with_sides_are_not_mirrored(name: str, sided: bool) -> None:
     organs = {"left_kidney": 1, "right_kidney": 2} if sided else {"liver": 1, "spleen": 2}
     trainer = make_trainer(name, organs=organs)
     rotation, dummy_2d, _, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-    assert axes == (None if sided else (0, 1))
+    never = name == "nnUNetTrainerMRSegmentator"
+    assert axes == (None if sided or never else (0, 1))
     crossmr = name.startswith("nnUNetTrainerCrossMR")  # a kept reference is not mirrored with the target
-    assert trainer.inference_allowed_mirroring_axes == (None if sided or crossmr else (0, 1))
+    assert trainer.inference_allowed_mirroring_axes == (None if sided or crossmr or never else (0, 1))
     transforms = trainer.get_training_transforms([16, 16], rotation, None, axes, dummy_2d).transforms
-    assert any(isinstance(t, MirrorTransform) for t in transforms) is not sided
+    assert any(isinstance(t, MirrorTransform) for t in transforms) is not (sided or never)
     assert ("no mirroring: labels have sides, left_kidney and right_kidney" in log_of(trainer)) is sided
 
 

@@ -19,9 +19,9 @@ from nnunet_multimodal.trainers.checkpoints import (
     is_complete,
     load_fitting,
     readable_checkpoint,
-    starting_weights,
     write_whole,
 )
+from nnunet_multimodal.trainers.transfer import starting_model
 
 
 def save(path: Path, number: int = 0, size: int = 1000) -> None:
@@ -242,15 +242,17 @@ def test_starting_weights_come_from_a_file_or_the_first_fold(tmp_path: Path) -> 
         (tmp_path / f"fold_{fold}").mkdir()
         save(tmp_path / f"fold_{fold}" / "checkpoint_final.pth", number)
     save(tmp_path / "fold_0" / "checkpoint_best.pth", 5)
-    assert starting_weights(tmp_path)["w"][0] == 10
-    assert starting_weights(tmp_path / "fold_1")["w"][0] == 11
-    assert starting_weights(tmp_path / "fold_0" / "checkpoint_best.pth")["w"][0] == 5
+    assert starting_model(tmp_path).weights["w"][0] == 10
+    assert starting_model(tmp_path, 1).weights["w"][0] == 11, "the fold that has not seen what this one validates"
+    assert starting_model(tmp_path, 3).weights["w"][0] == 10
+    assert starting_model(tmp_path / "fold_1").weights["w"][0] == 11
+    assert starting_model(tmp_path / "fold_0" / "checkpoint_best.pth").weights["w"][0] == 5
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(DataProblem, match=f"no checkpoint in {empty}"):
-        starting_weights(empty)
+        starting_model(empty)
     with pytest.raises(DataProblem, match="is missing"):
-        starting_weights(empty / "checkpoint_final.pth")
+        starting_model(empty / "checkpoint_final.pth")
 
 
 def test_fitting_tensors_are_loaded_and_all_others_reported() -> None:
