@@ -18,7 +18,8 @@ class MumfordShahLoss(nn.Module):
 
     Source: Kim and Ye, Mumford-Shah Loss Functional for Image Segmentation with Deep Learning (IEEE TIP 2020); "MS" in
     WSL4MIS, whose code hands image and probabilities over in the wrong order. Both sum over voxels; we divide by V, so
-    that the weight does not depend on the patch: WSL4MIS's 1e-6 is 0.8 for 12 images of 256 x 256. The image takes no gradient. Nor do the means: at the mean the slope of the squared distances is 0 anyhow.
+    that the weight does not depend on the patch: WSL4MIS's 1e-6 is 0.8 for 12 images of 256 x 256.
+    The image takes no gradient. Nor do the means: at the mean the slope of the squared distances is 0 anyhow.
 
     Args:
         tv: weight of the boundary's length.
