@@ -63,7 +63,7 @@ _CARDIAC: dict[str, Any] = {
     "divisor": 4,
 }
 _LONG = {
-    "num_epochs": 10,
+    "num_epochs": 6,
     "num_iterations_per_epoch": 100,
     "num_val_iterations_per_epoch": 1,
     "save_every": 2,

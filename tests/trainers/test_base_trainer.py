@@ -72,7 +72,16 @@ def test_every_trainer_trains_validates_and_is_built_again_by_the_predictor(name
 
 @pytest.mark.parametrize(
     "name",
-    ["nnUNetTrainerCrossMR", "nnUNetTrainerContrastAug", "nnUNetTrainerScribble", "nnUNetTrainerMulModSeg"],
+    [
+        "nnUNetTrainerCrossMR",
+        "nnUNetTrainerContrastAug",
+        "nnUNetTrainerScribble",
+        "nnUNetTrainerMulModSeg",
+        "nnUNetTrainerPartialCE_CRF",
+        "nnUNetTrainerDMSPS",
+        "nnUNetTrainerUSTM",
+        "nnUNetTrainerScribble2Label",
+    ],
 )
 def test_in_3d(name: str) -> None:
     check_a_trainer(name, 3)
