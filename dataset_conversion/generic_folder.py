@@ -26,8 +26,8 @@ from nnunet_multimodal.conversion.images import (
     read_volume,
     write_like,
 )
-from nnunet_multimodal.conversion.script import WriteCase, finish, make_parser, run_script
-from nnunet_multimodal.errors import DataProblem, UsageError
+from nnunet_multimodal.conversion.script import WriteCase, finish, make_parser, match_template, run_script
+from nnunet_multimodal.errors import DataProblem
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,22 +55,6 @@ def find_cases(root: Path, images: str, labels: str, mapping: dict[int, int] | N
     if alone:
         raise DataProblem(f"{len(alone)} cases lack their image or their label: {first_names(alone)}")
     return {case: functools.partial(write_case, image_of[case], label_of[case], mapping) for case in sorted(image_of)}
-
-
-def match_template(root: Path, template: str) -> dict[str, Path]:
-    """The files that a template fits, by case."""
-    if "{case}" not in template:
-        raise UsageError(f"The template {template!r} needs {{case}} where the name of the case stands.")
-    head, *rest = map(re.escape, template.split("{case}"))
-    pattern = re.compile(head + "(?P<case>[^/]+)" + "(?P=case)".join(rest))
-    found = {}
-    for path in sorted(root.glob(template.replace("{case}", "*"))):
-        match = pattern.fullmatch(path.relative_to(root).as_posix())
-        if match:
-            found[match["case"]] = path
-    if not found:
-        raise DataProblem(f"No file in {root} fits {template!r}.")
-    return found
 
 
 def write_case(source: Path, labels: Path, mapping: dict[int, int] | None, image: Path, label: Path) -> None:

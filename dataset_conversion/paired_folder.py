@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from generic_folder import match_template
 from tqdm import tqdm
 
 from nnunet_multimodal.commands.convert import natural_number
@@ -24,7 +23,7 @@ from nnunet_multimodal.commands.scribbles_import import class_values
 from nnunet_multimodal.conversion.dataset import FILE_ENDING, first_names
 from nnunet_multimodal.conversion.scribble_dataset import Legend, ScribbledFiles
 from nnunet_multimodal.conversion.scribble_script import make_dataset, make_scribble_parser, parse
-from nnunet_multimodal.conversion.script import run_script
+from nnunet_multimodal.conversion.script import match_template, run_script
 from nnunet_multimodal.conversion.simulated import Drawing, legend_of, simulate_file
 from nnunet_multimodal.data.background import BACKGROUNDS
 from nnunet_multimodal.data.scribbles import STYLES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,6 +57,27 @@ def finish(args: argparse.Namespace, cases: Mapping[str, WriteCase], label_names
         if code:
             return code
     return 1 if failed else 0
+
+
+def match_template(root: Path, template: str) -> dict[str, Path]:
+    """The files in a folder that a template such as ``{case}/T1.nii.gz`` fits, by case.
+
+    Raises:
+        UsageError: the template has no {case}.
+        DataProblem: no file fits.
+    """
+    if "{case}" not in template:
+        raise UsageError(f"The template {template!r} needs {{case}} where the name of the case stands.")
+    head, *rest = map(re.escape, template.split("{case}"))
+    pattern = re.compile(head + "(?P<case>[^/]+)" + "(?P=case)".join(rest))
+    found = {}
+    for path in sorted(root.glob(template.replace("{case}", "*"))):
+        match = pattern.fullmatch(path.relative_to(root).as_posix())
+        if match:
+            found[match["case"]] = path
+    if not found:
+        raise DataProblem(f"No file in {root} fits {template!r}.")
+    return found
 
 
 def write_cases(output: Path, cases: Mapping[str, WriteCase], settings: Mapping[str, object], source: str) -> set[str]:

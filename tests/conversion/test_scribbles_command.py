@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from tiny_data import AFFINE, Inputs, make_label, save
+from tiny_data import AFFINE, Inputs, make_image, make_label, save
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -81,3 +81,118 @@ def test_label_maps_are_never_overwritten(inputs: Inputs, call: Call) -> None:
     code, _, error = call(["scribbles", "simulate", "--labels", str(inputs.labels), "-o", str(inputs.labels)])
     assert code == 2 and "would be overwritten" in error
     assert inputs.label().read_bytes() == before
+
+
+# --- styles, background, and the data set at once --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["skeleton", "contour"])
+@pytest.mark.parametrize("background", ["drawn", "erode"])
+def test_files_that_import_takes(inputs: Inputs, call: Call, tmp_path: Path, style: str, background: str) -> None:
+    out = tmp_path / "out"
+    words = ["scribbles", "simulate", "--labels", str(inputs.labels), "-o", str(out)]
+    words += ["--style", style, "--background", background]
+    code, text, error = call(words)
+    assert code == 0, error
+    assert "scribbles import --images DIR" in text and "--unlabelled 255" in text
+    drawn, label = voxels(out / "a.nii.gz"), make_label()
+    assert set(np.unique(drawn)) == {0, 1, 2, 255}
+    assert (drawn == label)[drawn != 255].all()
+    report = json.loads((out / "coverage.json").read_text(encoding="utf-8"))
+    assert (report["style"], report["background"], report["unlabelled"]) == (style, background, 255)
+    assert report["coverage"]["a"]["0"] == pytest.approx((drawn == 0).sum() / (label == 0).sum(), abs=1e-4)
+    (out / "coverage.json").unlink()
+    words = ["scribbles", "import", "--images", str(inputs.images), "--scribbles", str(out), "--unlabelled", "255"]
+    assert call([*words, "-d", "9", "--dense", str(inputs.labels)])[0] == 0
+
+
+def test_background_does_not_change_the_organs(inputs: Inputs, call: Call, tmp_path: Path) -> None:
+    words = ["scribbles", "simulate", "--labels", str(inputs.label())]
+    assert call([*words, "-o", str(tmp_path / "with"), "--background", "drawn"])[0] == 0
+    assert call([*words, "-o", str(tmp_path / "without")])[0] == 0
+    drawn, alone = voxels(tmp_path / "with" / "a.nii.gz"), voxels(tmp_path / "without" / "a.nii.gz")
+    assert ((drawn > 0) & (drawn < 255) == (alone > 0)).all()
+
+
+def test_data_set_at_once(inputs: Inputs, call: Call) -> None:
+    """Both organs merged, dense labels merged alike, two channels, nothing left behind."""
+    channels = ["--images", f"T1={inputs.images}", f"T2={inputs.images}"]
+    for path in [*inputs.images.iterdir()]:
+        save(path.with_name(path.name.replace("_0000", "_0001")), make_image())
+    words = ["scribbles", "simulate", "--labels", str(inputs.labels), *channels, "-d", "9", "--style", "skeleton"]
+    code, text, error = call([*words, "--label-names", "tumour=1,2"])
+    assert code == 0, error
+    assert [path.name for path in inputs.raw.iterdir()] == ["Dataset009_Simulated"]
+    made = inputs.raw / "Dataset009_Simulated"
+    content = json.loads((made / "dataset.json").read_text(encoding="utf-8"))
+    assert content["labels"] == {"background": 0, "tumour": 1, "ignore": 2}
+    assert content["nnunet_multimodal"]["source"]["background"] == "drawn"
+    drawn, label = voxels(made / "labelsTr" / "a.nii.gz"), make_label()
+    assert set(np.unique(drawn)) == {0, 1, 2}
+    assert ((drawn == 1) <= (label > 0)).all() and ((drawn == 0) <= (label == 0)).all()
+    assert (voxels(made / "labelsTr_dense" / "a.nii.gz") == (label > 0)).all()
+    assert "tumour:" in text and "nnUNetTrainerCmFNet" in text
+    assert call(["doctor", "-d", "9"])[0] == 0
+    before = (made / "labelsTr" / "a.nii.gz").read_bytes()
+    assert call([*words, "--label-names", "tumour=1,2", "--overwrite"])[0] == 0
+    assert voxels(made / "labelsTr" / "a.nii.gz").tobytes() == drawn.tobytes() and before
+
+
+def test_data_set_of_some_organs(inputs: Inputs, call: Call, tmp_path: Path) -> None:
+    """The other organ is background, and the scribble files stay where the user wants them."""
+    words = ["scribbles", "simulate", "--labels", str(inputs.labels), "--images", str(inputs.images), "-d", "9"]
+    code, _, error = call([*words, "--organs", "2", "-o", str(tmp_path / "kept"), "--background", "erode"])
+    assert code == 0, error
+    made = inputs.raw / "Dataset009_Simulated"
+    assert (voxels(made / "labelsTr_dense" / "a.nii.gz") == (make_label() == 2)).all()
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["a.nii.gz", "b.nii.gz", "coverage.json"]
+
+
+def test_background_within_the_body(inputs: Inputs, call: Call, tmp_path: Path) -> None:
+    words = ["scribbles", "simulate", "--labels", str(inputs.labels), "-o", str(tmp_path / "out"), "--seed", "3"]
+    image = np.zeros((40, 40, 6), np.int16)
+    image[8:30, 8:30] = 100 + np.arange(22)[:, None, None]
+    label = np.zeros(image.shape, np.uint8)
+    label[12:20, 12:20, 2] = 1
+    for case in "ab":
+        save(inputs.image(case), image)
+        save(inputs.label(case), label)
+    code, _, error = call([*words, "--background", "drawn", "--within-body", "--images", str(inputs.images)])
+    assert code == 0, error
+    drawn = voxels(tmp_path / "out" / "a.nii.gz") == 0
+    assert drawn.any() and not drawn[:5].any() and not drawn[:, 33:].any()  # the body is taken a little too large
+    save(inputs.image("a"), image[:-1])
+    inputs.image("b").unlink()
+    code, _, error = call([*words, "--background", "drawn", "--within-body", "--images", str(inputs.images)])
+    assert code == 4 and "has shape 40x40x6, its image" in error and "has no image of its name" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "Give a folder for the scribbles"),
+        (["-d", "9"], "-d needs --images"),
+        (["-o", "out", "--within-body"], "--within-body needs --images"),
+        (["-o", "out", "--organs", "1", "--label-names", "a=1"], "both say which labels"),
+        (["-o", "out", "--background", "crayon"], "invalid choice: 'crayon'"),
+    ],
+)
+def test_wrong_combinations(options: list[str], message: str, inputs: Inputs, call: Call) -> None:
+    code, _, error = call(["scribbles", "simulate", "--labels", str(inputs.label()), *options])
+    assert (code, message in error) == (2, True), error
+
+
+def test_bad_label_map_stops_the_data_set(inputs: Inputs, call: Call) -> None:
+    inputs.label("a").write_bytes(b"")
+    words = ["scribbles", "simulate", "--labels", str(inputs.labels), "--images", str(inputs.images), "-d", "9"]
+    code, _, error = call(words)
+    assert code == 4 and "Cannot read" in error
+    assert not any(inputs.raw.iterdir())
+
+
+def test_too_many_classes_for_a_background(inputs: Inputs, call: Call, tmp_path: Path) -> None:
+    save(inputs.label("a"), make_label().astype(np.int16) * 255)
+    words = ["scribbles", "simulate", "--labels", str(inputs.label("a")), "-o", str(tmp_path / "out")]
+    code, _, error = call([*words, "--background", "drawn"])
+    assert code == 4 and "has class 510; with background, classes up to 254" in error
+    assert call(words)[0] == 0

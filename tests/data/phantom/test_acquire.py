@@ -90,6 +90,17 @@ def test_dual_echo_is_one_session_and_others_have_their_own_grid():
     assert len(set(grids.values())) == len(CONTRASTS) - 1
 
 
+def test_on_the_same_grid_all_contrasts_are_registered():
+    options = dataclasses.replace(COARSE, same_grid=True)
+    scans = [(name, image, labels, affine) for name, image, labels, affine in scan_subject(1, options)]
+    assert [name for name, *_ in scans] == [*CONTRASTS]
+    for _, image, labels, affine in scans[1:]:
+        np.testing.assert_array_equal(labels, scans[0][2])
+        np.testing.assert_array_equal(affine, scans[0][3])
+        assert not np.array_equal(image, scans[0][1])
+    np.testing.assert_allclose(np.diag(scans[0][3])[:3], options.spacing)
+
+
 def test_without_motion_all_contrasts_agree_about_the_organs():
     options = dataclasses.replace(COARSE, contrasts=("T1w", "T2w"), motion=0.0)
     volumes = {

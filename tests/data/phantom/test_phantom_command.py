@@ -67,6 +67,9 @@ def test_goes_on_and_keeps_what_is_there(tmp_path: Path, run_command):
         "phantom_000",
         "phantom_001",
     ]
+    assert "same_grid" not in (tmp_path / "a/phantom.json").read_text(encoding="utf-8")  # as before there was that
+    other = run_command("phantom", "a", "--subjects", 2, "--contrasts", "T1w", "--same-grid", *COARSE)
+    assert other.returncode == 2 and "same_grid None" in other.stderr
     other = run_command("phantom", "a", "--subjects", 2, "--contrasts", "T1w", "--noise", "0", *COARSE)
     assert other.returncode == 2
     assert "noise 1.0" in other.stderr and "another folder" in other.stderr
