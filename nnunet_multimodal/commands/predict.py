@@ -128,6 +128,8 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
     cases = find_cases(
         args.input, dataset_json["file_ending"], len(names), None if missing is None else missing.channel, optional
     )
+    if missing is not None:
+        messages.append(f"without {missing.name}: the branch of {missing.answers} answers")
     told = _told(args, told_map, predictor, [case.name for case in cases], messages)
     harmonise = _harmonise(dataset_json, [case.name for case in cases if case.name not in told])
     for message in messages:
@@ -144,7 +146,7 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
             "step_size": args.step_size,
             "mirroring": not args.disable_tta,
             **({} if predictor.trained_on is None else {"trained_on": predictor.trained_on}),
-            **({} if missing is None else {"missing": missing.name}),
+            **({} if branched(predictor) is None else {"missing": None if missing is None else missing.name}),
         },
     )
     kept = report.take_over(told) if args.go_on else []
