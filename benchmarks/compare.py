@@ -2,9 +2,12 @@
 
     python benchmarks/compare.py phantom_table1 --work DIR --seeds 0 1 2 --jobs 2
     python benchmarks/compare.py phantom_table6 --work DIR --only-table
+    python benchmarks/compare.py cardiac_scribble --work DIR
 
-There are two kinds: trained on one contrast and tested on all (comparisons.py, compare_contrasts.py), or trained on
-unpaired modalities and tested in each (comparisons_mixed.py, compare_mixed.py). Makes the phantom, converts it for
+There are four kinds: trained on one contrast and tested on all (comparisons.py, compare_contrasts.py), trained on
+unpaired modalities and tested in each (comparisons_mixed.py, compare_mixed.py), trained from real scribbles
+(comparisons_scribbles.py, compare_scribbles.py), or from simulated ones on registered pairs (comparisons_paired.py,
+compare_paired.py); the folders of the latter two differ a little. Makes the phantom, converts it for
 each kind of trainer, plans and preprocesses, trains (train_one.py), predicts every contrast of the test subjects,
 evaluates, and writes benchmarks/results/NAME.json and NAME.md. What is finished is not done again; an interrupted
 training goes on from its latest checkpoint. Below DIR:
@@ -25,16 +28,32 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import common
 import compare_contrasts
 import compare_mixed
+import compare_paired
+import compare_scribbles
 from compare_runner import Workshop, run_units, stop_all
 from comparisons import COMPARISONS, Comparison
 from comparisons_mixed import MIXED_COMPARISONS, MixedComparison
+from comparisons_paired import PAIRED_COMPARISONS, PairedComparison
+from comparisons_scribbles import SCRIBBLE_COMPARISONS, ScribbleComparison
 from main_job import set_environment
 
-ALL: dict[str, Comparison | MixedComparison] = {**COMPARISONS, **MIXED_COMPARISONS}
+ALL: dict[str, Comparison | MixedComparison | ScribbleComparison] = {
+    **COMPARISONS,
+    **MIXED_COMPARISONS,
+    **SCRIBBLE_COMPARISONS,
+    **PAIRED_COMPARISONS,
+}
+KINDS: dict[type, tuple[Any, type[Workshop]]] = {
+    Comparison: (compare_contrasts, Workshop),
+    MixedComparison: (compare_mixed, Workshop),
+    ScribbleComparison: (compare_scribbles, compare_scribbles.ScribbleWorkshop),
+    PairedComparison: (compare_paired, compare_paired.PairedWorkshop),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparison = ALL[args.name]
     if args.epochs is not None:
         comparison = replace(comparison, train_options={**comparison.train_options, "num_epochs": args.epochs})
-    kind = compare_mixed if isinstance(comparison, MixedComparison) else compare_contrasts
+    kind, workshop = KINDS[type(comparison)]
     methods = args.methods or list(comparison.methods)
     unknown = [name for name in methods if name not in comparison.methods]
     if unknown:
         parser.error(f"unknown method {unknown[0]}; there are: {', '.join(comparison.methods)}")
     work = (args.work or Path(args.name)).resolve()
     workers = args.workers if args.workers is not None else (0 if args.device == "cpu" else 8)
-    shop = Workshop(comparison, work, args.device, workers)
+    shop = workshop(comparison, work, args.device, workers)
     common.RESULTS = args.results
     failed: list[str] = []
     if not args.only_table:

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 from comparisons import Comparison, Method
 from comparisons_mixed import MixedComparison
+from comparisons_scribbles import ScribbleComparison
 from main_job import ENDING
 
 BIN = Path(sys.executable).parent
@@ -29,6 +30,8 @@ DATASETS = {
     "scribble": (702, "Scribble"),
     "crossmr": (703, "CrossMR"),
     "mixed": (704, "Mixed"),
+    "scribbles": (705, "Scribbles"),
+    "dense": (706, "Dense"),
 }
 
 
@@ -36,7 +39,7 @@ DATASETS = {
 class Workshop:
     """Where a comparison is worked on, and with what."""
 
-    comparison: Comparison | MixedComparison
+    comparison: Comparison | MixedComparison | ScribbleComparison
     work: Path
     device: str
     workers: int  # processes for augmentation; 0: in the training's own
@@ -58,9 +61,13 @@ class Workshop:
     def results(self, seed: int) -> Path:
         return self.work / f"results/seed_{seed}"
 
+    def fold_of(self, seed: int) -> str:
+        """nnU-Net's fold that this seed trains."""
+        return "all"
+
     def fold(self, name: str, seed: int) -> Path:
         method = self.comparison.methods[name]
-        folder = f"{method.trainer}__{plans_name(name)}__2d/fold_all"
+        folder = f"{method.trainer}__{plans_name(name)}__2d/fold_{self.fold_of(seed)}"
         return self.results(seed) / dataset_name(method) / folder
 
     def predictions(self, name: str, seed: int) -> Path:
@@ -165,8 +172,11 @@ def write_plans(shop: Workshop, name: str) -> None:
     plans["plans_name"] = plans_name(name)
     configuration = plans["configurations"]["2d"]
     configuration["batch_size"] = comparison.batch_size
+    divisor = 2
+    if isinstance(comparison, ScribbleComparison):
+        configuration["patch_size"], divisor = list(comparison.patch), comparison.divisor
     network = configuration["architecture"]["arch_kwargs"]
-    network["features_per_stage"] = [min(comparison.most_features, n // 2) for n in network["features_per_stage"]]
+    network["features_per_stage"] = [min(comparison.most_features, n // divisor) for n in network["features_per_stage"]]
     configuration[SECTION] = {**comparison.train_options, **method.settings}
     path = folder / f"{plans_name(name)}.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != plans:
@@ -240,8 +250,8 @@ def train(shop: Workshop, name: str, seed: int, log: TextIO) -> None:
     method = shop.comparison.methods[name]
     say(f"train   {name} seed {seed}")
     call("python", HERE / "train_one.py", dataset_name(method), "2d", "-tr", method.trainer, "-p", plans_name(name),
-         "--seed", seed, "--device", shop.device, *(["--adamw"] if method.adamw else []), log=log,
-         nnUNet_results=str(shop.results(seed)), nnUNet_n_proc_DA=str(shop.workers))  # fmt: skip
+         "--fold", shop.fold_of(seed), "--seed", seed, "--device", shop.device, *(["--adamw"] if method.adamw else []),
+         log=log, nnUNet_results=str(shop.results(seed)), nnUNet_n_proc_DA=str(shop.workers))  # fmt: skip
 
 
 def evaluate(shop: Workshop, predictions: Path, output: Path, log: TextIO, *options: object) -> None:

@@ -2,10 +2,10 @@
 
     python benchmarks/train_one.py Dataset701_Plain 2d -tr nnUNetTrainer -p nnUNetPlans_stock --seed 0 --device cpu
 
-Trains on all cases (fold all) into nnUNet_results, as nnUNetv2_train would, but without the validation after it, which
-says nothing where all cases were trained on. The section ``nnunet_multimodal`` of the plans holds for stock trainers
-too: those of its keys that are attributes of the trainer are set. Beside the checkpoints lies training.json with the
-time.
+Trains on all cases (fold all; or on those of another fold) into nnUNet_results, as nnUNetv2_train would, but without
+the validation after it, which says nothing where all cases were trained on. The section ``nnunet_multimodal`` of the
+plans holds for stock trainers too: those of its keys that are attributes of the trainer are set. Beside the checkpoints
+lies training.json with the time.
 
 Every epoch starts with its own seed, so an interrupted training that went on is the same as one that never stopped
 (where augmentation runs in this process, nnUNet_n_proc_DA=0, and the device is deterministic).
@@ -38,14 +38,20 @@ PACKAGES = ("nnunet-multimodal", "nnunetv2", "torch", "numpy", "batchgeneratorsv
 
 
 def build(
-    dataset: str, configuration: str, trainer_name: str, plans_name: str, device: str, adamw: bool = False
+    dataset: str,
+    configuration: str,
+    trainer_name: str,
+    plans_name: str,
+    device: str,
+    adamw: bool = False,
+    fold: str = "all",
 ) -> Any:
     """The trainer as nnUNetv2_train builds it, with the plans' settings; goes on from its latest checkpoint, if any."""
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
     from torch import device as torch_device
 
     trainer = get_trainer_from_args(
-        dataset, configuration, "all", trainer_name, plans_name, False, device=torch_device(device)
+        dataset, configuration, fold, trainer_name, plans_name, False, device=torch_device(device)
     )
     if not hasattr(trainer, "settings"):  # not one of ours
         section = trainer.configuration_manager.configuration.get(SECTION, {})
@@ -157,6 +163,7 @@ def main() -> None:
     parser.add_argument("configuration")
     parser.add_argument("-tr", "--trainer", default="nnUNetTrainer")
     parser.add_argument("-p", "--plans", default="nnUNetPlans")
+    parser.add_argument("--fold", default="all", help="all, or 0, 1, ... of splits_final.json (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--adamw", action="store_true", help="CrossMR's optimiser in place of the trainer's")
     parser.add_argument("-device", "--device", choices=("cpu", "cuda"), default="cpu")
@@ -166,7 +173,7 @@ def main() -> None:
 
     use_own_trainers()
     seed_everything(args.seed, 0)
-    trainer = build(args.dataset, args.configuration, args.trainer, args.plans, args.device, args.adamw)
+    trainer = build(args.dataset, args.configuration, args.trainer, args.plans, args.device, args.adamw, args.fold)
     folder = Path(trainer.output_folder)
     if (folder / "checkpoint_final.pth").exists():
         print(f"{folder} is trained already")
