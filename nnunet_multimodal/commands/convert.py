@@ -34,6 +34,7 @@ need no repair are linked, not copied."""
 EXAMPLE = """\
 nnunet_multimodal convert crossmr --reference-images T1 --labels T1_labels -d 601 --label-names liver=1 spleen=2
 nnunet_multimodal convert plain --images T1 --labels T1_labels -d 603 --labels-json names.json
+nnunet_multimodal convert plain --images CT --labels CT_labels -d 606 --label-map totalsegmentator_ct --modality CT
 nnunet_multimodal convert channels --reference T1.nii.gz --scribbles S.nii.gz --targets T2.nii.gz -d 601 -o IN"""
 
 # kind: what it is, the trainer to go on with, the name of the data set unless the user has one
@@ -42,6 +43,11 @@ _DATASETS = {
     "scribble": ("make a data set of image and scribbles", "nnUNetTrainerScribble", "Scribble"),
     "plain": ("make a data set of the image alone", "nnUNetTrainerContrastAug", "Plain"),
 }
+
+
+LABEL_MAP_HELP = (
+    "ids of amos, totalsegmentator_ct, totalsegmentator_mr or totalsegmentator_mr_56 become MRSegmentator's organs"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +88,9 @@ def _add_dataset_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
     flag = "--reference-images" if kind == "crossmr" else "--images"
     data.add_argument(flag, dest="images", type=Path, required=True, metavar="DIR", help="folder of images")
     data.add_argument("--labels", type=Path, required=True, metavar="DIR", help="folder of label maps of these names")
-    add_label_names(data, default="class_1, class_2, ... for the ids found")
+    names = add_label_names(data, default="class_1, class_2, ... for the ids found")
+    if kind == "plain":
+        names.add_argument("--label-map", metavar="MAP", help=LABEL_MAP_HELP)
     out = parser.add_argument_group("data set")
     out.add_argument("-d", "--dataset-id", type=int, required=True, metavar="ID", help="its number, 1 to 999")
     out.add_argument("--name", default=_DATASETS[kind][2], help="its name (default: %(default)s)")
@@ -130,7 +138,7 @@ def _add_channel_arguments(parser: argparse.ArgumentParser) -> None:
     add_repairs(parser)
 
 
-def add_label_names(group: Any, default: str) -> None:
+def add_label_names(group: Any, default: str) -> Any:
     names = group.add_mutually_exclusive_group()
     names.add_argument(
         "--label-names", type=label_name, nargs="+", metavar="NAME=ID", help=f"organs and ids (default: {default})"
@@ -138,6 +146,7 @@ def add_label_names(group: Any, default: str) -> None:
     names.add_argument(
         "--labels-json", type=Path, metavar="FILE", help='the same from a dataset.json or {"liver": 1, ...}'
     )
+    return names
 
 
 def add_repairs(parser: argparse.ArgumentParser) -> None:
@@ -162,20 +171,26 @@ def _run_dataset(args: argparse.Namespace) -> int:
     from nnunet_multimodal.conversion import crossmr
 
     convert: Callable[..., Path] = getattr(crossmr, f"convert_{args.kind}")
-    options = {
+    options: dict[str, Any] = {
         name: getattr(args, name) for name in ("seed", "every", "channel_name", "modality") if hasattr(args, name)
     }
+    trainer, names = _DATASETS[args.kind][1], label_names_of(args)
+    if getattr(args, "label_map", None) is not None:
+        from nnunet_multimodal.conversion.mapped_labels import mapped_labels
+
+        mapped = mapped_labels(args.label_map)
+        trainer, names = "nnUNetTrainerMRSegmentator", mapped.declared()
+        options |= {"label_ids": mapped.ids(), "channel_name": options["channel_name"] or "CT_or_MR"}
     folder = convert(
         args.images,
         args.labels,
         args.dataset_id,
         args.name,
-        label_names=label_names_of(args),
+        label_names=names,
         repairs=repairs_of(args),
         overwrite=args.overwrite,
         **options,
     )
-    trainer = _DATASETS[args.kind][1]
     print(f"{folder}")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {args.dataset_id} -c 2d --verify_dataset_integrity")
     print(f"      nnUNetv2_train {args.dataset_id} 2d 0 -tr {trainer}")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nnunet_multimodal.commands.convert import add_repairs, repairs_of
+from nnunet_multimodal.commands.convert import LABEL_MAP_HELP, add_repairs, repairs_of
 from nnunet_multimodal.commands.convert_table import name_list
 from nnunet_multimodal.environment import require_nnunet_path
 from nnunet_multimodal.errors import UsageError
+
+if TYPE_CHECKING:
+    from nnunet_multimodal.conversion.mapped_labels import MappedLabels
 
 WHAT = "make one data set with common labels out of images of several modalities"
 
@@ -19,6 +23,9 @@ Make one data set out of folders of two or more modalities, with common labels a
 Each modality has its own folders, and its own label ids where they differ:
   --label-names CT:spleen=1 CT:liver=5 MR:liver=1 MR:spleen=4    or  --labels-json CT=ct.json MR=mr.json
   --label-names liver=1 spleen=2     (all label files are alike)  or  --labels-json both.json
+Those of AMOS and TotalSegmentator are known: --label-map CT=totalsegmentator_ct MR=totalsegmentator_mr gives
+MRSegmentator's 40 organs (lobes become lungs, vertebrae the spine). total_mr had 56 classes once, with other ids:
+totalsegmentator_mr_56.
 The data set gets the organs that all modalities have, or those of --organs, numbered from 1 in that order; all other
 organs become background. Training alternates in the order of --images."""
 
@@ -35,11 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--labels", type=named_path, nargs="+", required=True, metavar="NAME=DIR", help="its label maps of these names"
     )
-    names = data.add_mutually_exclusive_group(required=True)
+    names = data.add_mutually_exclusive_group()
     names.add_argument(
         "--label-names", nargs="+", metavar="[NAME:]ORGAN=ID", help="organs and ids, of one modality or of all"
     )
     names.add_argument("--labels-json", nargs="+", metavar="[NAME=]FILE", help="the same from JSON files")
+    data.add_argument("--label-map", type=named_map, nargs="+", default=[], metavar="NAME=MAP", help=LABEL_MAP_HELP)
     data.add_argument("--organs", type=name_list, metavar="A,B,...", help="organs of the data set, in this order")
     data.add_argument(
         "--unnamed-to-background",
@@ -75,13 +83,15 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_multimodal.conversion.mixed import Source, convert_mixed
     from nnunet_multimodal.conversion.table import match_patients
 
-    organs = _organs_by_modality(args, [*images])
+    maps = _maps_by_modality(args.label_map, [*images])
+    organs = _organs_by_modality(args, [*images], maps)
     sources = []
     for modality, folder in images.items():
         cases = find_cases(folder, labels[modality])
         names = [files.case for files in cases]
         patients = match_patients(names, args.patient_pattern) if args.patient_pattern else {}
-        sources.append(Source(modality, cases, organs[modality], patients))
+        further = maps[modality].further if modality in maps else {}
+        sources.append(Source(modality, cases, organs[modality], patients, further))
     wanted = {name: index for index, name in enumerate(args.organs, start=1)} if args.organs else None
     folder = convert_mixed(
         sources,
@@ -105,15 +115,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _organs_by_modality(args: argparse.Namespace, modalities: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Organ -> id of each modality's files, from --label-names or --labels-json; without background."""
+def _maps_by_modality(pairs: Sequence[tuple[str, str]], modalities: Sequence[str]) -> dict[str, MappedLabels]:
+    from nnunet_multimodal.conversion.mapped_labels import mapped_labels
+
+    maps: dict[str, MappedLabels] = {}
+    for modality, name in pairs:
+        if modality not in modalities:
+            raise UsageError(f"--label-map {modality}={name}: the modalities are {', '.join(modalities)}.")
+        if modality in maps:
+            raise UsageError(f"--label-map has {modality} more than once.")
+        maps[modality] = mapped_labels(name)
+    return maps
+
+
+def _organs_by_modality(
+    args: argparse.Namespace, modalities: Sequence[str], maps: Mapping[str, MappedLabels]
+) -> dict[str, dict[str, int]]:
+    """Organ -> id of each modality's files, from --label-names, --labels-json or --label-map; without background."""
     from nnunet_multimodal.commands.convert import label_name
     from nnunet_multimodal.conversion.dataset import labels_from_json
 
-    organs: dict[str, dict[str, int]] = {modality: {} for modality in modalities}
+    organs: dict[str, dict[str, int]] = {
+        modality: dict(maps[modality].labels) if modality in maps else {} for modality in modalities
+    }
+    named = [modality for modality in modalities if modality not in maps]
     option = "--label-names" if args.label_names else "--labels-json"
-    for text in args.label_names or args.labels_json:
-        chosen, rest = _of_modality(text, ":" if args.label_names else "=", modalities)
+    for text in args.label_names or args.labels_json or []:
+        chosen, rest = _of_modality(text, ":" if args.label_names else "=", modalities, named)
         if args.label_names:
             try:
                 found = dict([label_name(rest)])
@@ -122,20 +150,26 @@ def _organs_by_modality(args: argparse.Namespace, modalities: Sequence[str]) -> 
         else:
             found = labels_from_json(Path(rest))
         for modality in chosen:
+            if modality in maps:
+                raise UsageError(f"{modality} has a --label-map, which names its organs; leave {option} {text} out.")
             twice = sorted(organs[modality].keys() & found.keys())
             if twice:
                 raise UsageError(f"{option} has {twice[0]} of {modality} more than once.")
             organs[modality] |= {name: value for name, value in found.items() if (name, value) != ("background", 0)}
     nameless = [modality for modality in modalities if not organs[modality]]
     if nameless:
-        raise UsageError(f"{option} names no organ of {', '.join(nameless)}.")
+        given = option if args.label_names or args.labels_json else "--label-map" if maps else None
+        said = f"{given} names no organ" if given else "nothing names an organ"
+        raise UsageError(f"{said} of {', '.join(nameless)}. Give --label-names, --labels-json or --label-map.")
     return organs
 
 
-def _of_modality(text: str, separator: str, modalities: Sequence[str]) -> tuple[Sequence[str], str]:
-    """``CT:liver=5`` is of CT alone; what does not begin with one of the modalities is of all of them."""
-    name, found, rest = text.partition(separator)
-    return ([name], rest) if found and name in modalities else (modalities, text)
+def _of_modality(
+    text: str, separator: str, modalities: Sequence[str], rest: Sequence[str]
+) -> tuple[Sequence[str], str]:
+    """``CT:liver=5`` is of CT alone; what does not begin with one of the modalities is of all the ``rest``."""
+    name, found, after = text.partition(separator)
+    return ([name], after) if found and name in modalities else (rest, text)
 
 
 def _by_name(pairs: Sequence[tuple[str, Path]], option: str) -> Mapping[str, Path]:
@@ -144,6 +178,14 @@ def _by_name(pairs: Sequence[tuple[str, Path]], option: str) -> Mapping[str, Pat
     if twice:
         raise UsageError(f"{option} has {twice[0]} more than once; folders within a folder are read too.")
     return dict(pairs)
+
+
+def named_map(text: str) -> tuple[str, str]:
+    """``CT=totalsegmentator_ct``"""
+    name, separator, label_map = text.partition("=")
+    if not (separator and name.strip() and label_map.strip()):
+        raise argparse.ArgumentTypeError(f"expected NAME=MAP such as CT=totalsegmentator_ct, found {text!r}")
+    return name.strip(), label_map.strip()
 
 
 def named_path(text: str) -> tuple[str, Path]:

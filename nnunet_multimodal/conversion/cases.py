@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from nnunet_multimodal.conversion.dataset import FILE_ENDING, CaseFiles, Repairs, first_names
+from nnunet_multimodal.conversion.dataset import FILE_ENDING, CaseFiles, Repairs, first_names, place_file
 from nnunet_multimodal.conversion.images import (
     Volume,
     check_label_values,
@@ -16,6 +17,7 @@ from nnunet_multimodal.conversion.images import (
     compare_geometry,
     read_labels,
     read_volume,
+    write_like,
 )
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,24 @@ def read_case(files: CaseFiles, repairs: Repairs) -> tuple[Volume, Volume]:
     label = read_labels(files.label, repairs.reorthonormalize)
     label = compare_geometry(image, label, "label", repairs.allow_affine_mismatch, repairs.fix_header)
     return image, label
+
+
+def place_labels(files: CaseFiles, target: Path, label: Volume, ids: Mapping[int, int]) -> None:
+    """The case's labels with other ids, or a link to the file if these are its own already.
+
+    Args:
+        files: of the case.
+        target: ends in ``.nii.gz``.
+        label: as read; all its values are whole numbers from 0 on.
+        ids: its id -> the data set's; what is not here becomes background.
+    """
+    kind = np.uint8 if max(ids.values()) < 256 else np.uint16
+    common = np.array([ids.get(value, 0) for value in range(int(label.data.max()) + 1)], dtype=kind)
+    mapped = common[label.data.astype(np.intp)]
+    if np.array_equal(mapped, label.data):
+        place_file(files.label, target, label)
+    else:
+        write_like(target, mapped, label)
 
 
 def note_what_is_absent(organs: Mapping[str, int], checked: Sequence[CheckedCase], among: str = "") -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nnunet_multimodal import __version__
 from nnunet_multimodal.conversion import dataset
-from nnunet_multimodal.conversion.cases import CheckedCase, check_case, note_what_is_absent, read_case
+from nnunet_multimodal.conversion.cases import CheckedCase, check_case, note_what_is_absent, place_labels, read_case
 from nnunet_multimodal.conversion.dataset import FILE_ENDING, Repairs
 from nnunet_multimodal.conversion.images import Volume, write_like
 from nnunet_multimodal.data.modality import ModalityTable
@@ -100,17 +100,20 @@ def convert_plain(
     overwrite: bool = False,
     channel_name: str | None = None,
     modality: str | None = None,
+    label_ids: Mapping[int, int] | None = None,
 ) -> Path:
     """Make a data set of the image alone; arguments as in convert_crossmr.
 
     With a ``modality``, a table that says that all cases are of it is written, and the channel is called so too unless
-    it has a ``channel_name``.
+    it has a ``channel_name``. With ``label_ids`` (id in the label files -> id of ``label_names``) labels are rewritten.
     """
     channel = channel_name or modality or "MR"
     if modality is not None and channel.casefold() == "ct" != modality.casefold():
         raise UsageError(f"A channel named {channel!r} turns on CT clipping, for images that are {modality}.")
     layout = Layout("plain", (channel,), scribbles=False)
-    return _convert(layout, images, labels, dataset_id, name, label_names, 0, 1, repairs, overwrite, modality)
+    return _convert(
+        layout, images, labels, dataset_id, name, label_names, 0, 1, repairs, overwrite, modality, label_ids
+    )
 
 
 def _convert(
@@ -125,16 +128,19 @@ def _convert(
     repairs: Repairs,
     overwrite: bool,
     modality: str | None = None,
+    label_ids: Mapping[int, int] | None = None,
 ) -> Path:
     if every < 1:
         raise UsageError(f"--every counts slices and must be at least 1, found {every}.")
     raw = require_nnunet_path("nnUNet_raw")
     final = dataset.require_free(raw, dataset_id, name, overwrite)
     declared = None if label_names is None else dataset.declared_labels(label_names)
-    allowed = None if declared is None else frozenset(declared.values())
+    allowed = None if declared is None else frozenset(declared.values() if label_ids is None else label_ids)
     cases = dataset.find_cases(images, labels)
     check = functools.partial(check_case, allowed=allowed, repairs=repairs)
     checked = dataset.check_all(cases, check, "cases")
+    if label_ids is not None:
+        checked = [replace(case, ids=frozenset(label_ids[value] for value in case.ids)) for case in checked]
     found = frozenset().union(*(case.ids for case in checked))
     if declared is None:
         declared = dataset.declared_labels({f"class_{value}": value for value in sorted(found - {0})})
@@ -154,18 +160,25 @@ def _convert(
         own = ModalityTable((modality,), {case.files.case: modality for case in checked}).section()
     with dataset.new_dataset(raw, dataset_id, name, overwrite) as folder:
         for case in tqdm(checked, desc=f"writing {final.name}", unit="case", disable=None):
-            _write_case(folder, case, layout, [*organs.values()], seed, every, repairs)
+            _write_case(folder, case, layout, [*organs.values()], seed, every, repairs, label_ids)
         dataset.write_dataset_json(folder, layout.name, channels, declared, len(checked), source, own)
     return final
 
 
 def _write_case(
-    folder: Path, checked: CheckedCase, layout: Layout, organs: Sequence[int], seed: int, every: int, repairs: Repairs
+    folder: Path,
+    checked: CheckedCase,
+    layout: Layout,
+    organs: Sequence[int],
+    seed: int,
+    every: int,
+    repairs: Repairs,
+    label_ids: Mapping[int, int] | None = None,
 ) -> None:
     """The image for each image channel, the label, and a scribble channel per organ."""
     files = checked.files
     image, label = None, None
-    if checked.needs_writing or layout.scribbles:
+    if checked.needs_writing or layout.scribbles or label_ids is not None:
         image, label = read_case(files, repairs)
 
     def channel(index: int) -> Path:
@@ -177,7 +190,11 @@ def _write_case(
             dataset.place_file(files.image, channel(index), None)
         else:  # written once, because it was repaired; the name alone still leads there after the folder is renamed
             dataset.link_or_copy(Path(channel(0).name), channel(index))
-    dataset.place_file(files.label, folder / "labelsTr" / f"{files.case}{FILE_ENDING}", label)
+    target = folder / "labelsTr" / f"{files.case}{FILE_ENDING}"
+    if label_ids is not None and label is not None:
+        place_labels(files, target, label, label_ids)
+    else:
+        dataset.place_file(files.label, target, label)
     if layout.scribbles and image is not None and label is not None:
         scribbles = draw_scribbles(label, organs, seed, files.case, every)
         for index, organ in enumerate(organs, start=len(layout.images)):

@@ -12,12 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from nnunet_multimodal import __version__
 from nnunet_multimodal.conversion import dataset
-from nnunet_multimodal.conversion.cases import CheckedCase, check_volumes, note_what_is_absent, read_case
+from nnunet_multimodal.conversion.cases import (
+    CheckedCase,
+    check_volumes,
+    note_what_is_absent,
+    place_labels,
+    read_case,
+)
 from nnunet_multimodal.conversion.dataset import FILE_ENDING, LISTED, CaseFiles, Repairs
 from nnunet_multimodal.conversion.harmonise import METHODS
 from nnunet_multimodal.conversion.harmonise import harmonise as harmonised
@@ -39,12 +44,15 @@ class Source:
         cases: image and label of each.
         labels: organ -> id in these files, without background; may hold more organs than are wanted.
         patients: case -> patient, where known. A name means the same person in all sources.
+        further: ids of these files that ``labels`` does not have -> the organ that they are a part of, as each vertebra
+            is of the spine, or "" for background.
     """
 
     modality: str
     cases: Sequence[CaseFiles]
     labels: Mapping[str, int]
     patients: Mapping[str, str] = field(default_factory=dict)
+    further: Mapping[int, str] = field(default_factory=dict)
 
 
 def convert_mixed(
@@ -210,7 +218,9 @@ def _name_cases(sources: Sequence[Source], declared: Mapping[str, int]) -> list[
             source.modality,
             files,
             source.patients.get(files.case),
-            {0: 0} | {value: declared.get(organ, 0) for organ, value in source.labels.items()},
+            {0: 0}
+            | {value: declared.get(organ, 0) for value, organ in source.further.items()}
+            | {value: declared.get(organ, 0) for organ, value in source.labels.items()},
         )
         for source in sources
         for files in source.cases
@@ -236,6 +246,7 @@ def _describe(source: Source) -> dict[str, Any]:
         "labels": folder(files.label for files in source.cases),
         "cases": len(source.cases),
         "label_names": dict(source.labels),
+        **({"further_ids": {str(value): name for value, name in source.further.items()}} if source.further else {}),
     }
 
 
@@ -283,14 +294,7 @@ def _write_case(folder: Path, case: _Case, harmonise: str | None, repairs: Repai
         write_like(channel, harmonised(image.data, case.modality, str(case.files.image)), image)
     else:
         dataset.place_file(case.files.image, channel, image)
-    target = labels / f"{case.name}{FILE_ENDING}"
-    kind = np.uint8 if max(case.ids.values()) < 256 else np.uint16
-    common = np.array([case.ids.get(value, 0) for value in range(int(label.data.max()) + 1)], dtype=kind)
-    remapped = common[label.data.astype(np.intp)]
-    if np.array_equal(remapped, label.data):
-        dataset.place_file(case.files.label, target, label)
-    else:
-        write_like(target, remapped, label)
+    place_labels(case.files, labels / f"{case.name}{FILE_ENDING}", label, case.ids)
 
 
 def _warn(doubts: Sequence[str]) -> None:
