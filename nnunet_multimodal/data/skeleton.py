@@ -10,10 +10,11 @@ middle loses its stroke altogether.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping, Sequence, Set
+
 import numpy as np
 from scipy.ndimage import binary_dilation, distance_transform_cdt, label
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import breadth_first_order
 from skimage.morphology import skeletonize
 
 EROSION = (4, 10)  # pixels of a 256x256 image, as all lengths here; `scale` carries them over
@@ -23,6 +24,8 @@ MAX_SHIFT = 6
 MAX_TURN = np.radians(15)
 SMALLEST_PIECE = 15  # pixels; what a skeleton has beside its largest piece is drawn if it is longer
 
+_Pixel = tuple[int, int]
+_AROUND = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
 _ALL_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
@@ -52,43 +55,45 @@ def thin_out(mask: np.ndarray, rng: np.random.Generator, scale: float = 1.0) -> 
 
 
 def _longest_way(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Of the connected pixels [n, 2] of a skeleton those on its longest way without a detour; a ring is cut open."""
-    neighbours = _neighbours(pixels)
-    if len(pixels) > 4 and neighbours.sum(axis=1).min() > 1:  # no loose end
-        away = np.abs(pixels - pixels[rng.integers(len(pixels))]).max(axis=1) > 1
-        pieces, _ = label(_canvas(pixels[away]), _ALL_NEIGHBOURS)
-        largest = np.bincount(pieces.ravel())[1:].argmax() + 1
-        pixels = np.argwhere(pieces == largest) + pixels[away].min(axis=0)
-        neighbours = _neighbours(pixels)
-    order = breadth_first_order(neighbours, 0, directed=False, return_predecessors=False)
-    order, before = breadth_first_order(neighbours, order[-1], directed=False)
-    way = [int(order[-1])]
-    while before[way[-1]] >= 0:
-        way.append(int(before[way[-1]]))
-    return pixels[way]
+    """Of the connected pixels [n, 2] of a skeleton those on its longest way without a detour; a ring is cut open.
+
+    In plain Python: a skeleton has some fifty pixels, and a sparse matrix of them takes longer to make than to walk on.
+    """
+    near = _neighbours({(y, x) for y, x in pixels.tolist()})
+    if len(near) > 9 and min(map(len, near.values())) > 1:  # no loose end, and more than the nine that are cut out
+        y, x = pixels[rng.integers(len(pixels))].tolist()
+        near = _neighbours(near.keys() - {(y + dy, x + dx) for dy, dx in _AROUND} - {(y, x)})
+        longest: Set[_Pixel] = set()
+        while near:  # cut in two places at once, it may have come apart
+            reached = _walk(next(iter(near)), near).keys()
+            longest = max(longest, reached, key=len)
+            near = {pixel: others for pixel, others in near.items() if pixel not in reached}
+        near = _neighbours(longest)
+    *_, end = _walk(next(iter(near)), near)
+    before = _walk(end, near)
+    *_, pixel = before
+    way = [pixel]
+    while (previous := before[way[-1]]) is not None:
+        way.append(previous)
+    return np.array(way)
 
 
-def _canvas(pixels: np.ndarray) -> np.ndarray:
-    """bool image of pixels [n, 2] with nothing around them."""
-    low = pixels.min(axis=0)
-    canvas = np.zeros(pixels.max(axis=0) - low + 1, dtype=bool)
-    canvas[tuple((pixels - low).T)] = True
-    return canvas
+def _neighbours(pixels: Set[_Pixel]) -> dict[_Pixel, list[_Pixel]]:
+    """The pixels that each pixel touches, across corners too."""
+    return {(y, x): [(y + dy, x + dx) for dy, dx in _AROUND if (y + dy, x + dx) in pixels] for y, x in sorted(pixels)}
 
 
-def _neighbours(pixels: np.ndarray) -> coo_array:
-    """Sparse [n, n]: which pixels touch, across corners too."""
-    low = pixels.min(axis=0) - 1
-    number = np.full(pixels.max(axis=0) - low + 2, -1)
-    number[tuple((pixels - low).T)] = np.arange(len(pixels))
-    pairs = []
-    for step in ((0, 1), (1, -1), (1, 0), (1, 1)):
-        other = number[tuple((pixels - low + step).T)]
-        pairs.append(np.stack([np.flatnonzero(other >= 0), other[other >= 0]]))
-    one, two = np.concatenate(pairs, axis=1)
-    ones = np.ones(2 * len(one), dtype=np.int8)
-    edges = (np.concatenate([one, two]), np.concatenate([two, one]))
-    return coo_array((ones, edges), shape=(len(pixels), len(pixels))).tocsr()
+def _walk(start: _Pixel, near: Mapping[_Pixel, Sequence[_Pixel]]) -> dict[_Pixel, _Pixel | None]:
+    """Breadth first from a pixel: every pixel that can be reached, the farthest last, and the one before it."""
+    before: dict[_Pixel, _Pixel | None] = {start: None}
+    waiting = deque([start])
+    while waiting:
+        pixel = waiting.popleft()
+        for other in near[pixel]:
+            if other not in before:
+                before[other] = pixel
+                waiting.append(other)
+    return before
 
 
 def _move(pixels: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
