@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("nnunet_multimodal.commands.demo", "show it all on made-up patients, in minutes and without data"),
     "convert": ("nnunet_multimodal.commands.convert", "make the data set that a trainer needs"),
     "phantom": ("nnunet_multimodal.commands.phantom", "write made-up abdomens in several MR contrasts and CT"),
-    "scribbles": ("nnunet_multimodal.commands.scribbles", "make a data set of scribbles, or simulate them from label maps"),
+    "scribbles": ("nnunet_multimodal.commands.scribbles", "make a data set of scribbles, or simulate scribbles"),
     "embed": ("nnunet_multimodal.commands.embed", "make the text embeddings of a data set of mixed modalities"),
     "predict": ("nnunet_multimodal.commands.predict", "predict images, told or finding out of which modality they are"),
     "refer": ("nnunet_multimodal.commands.refer", "segment an image by a scribbled reference image"),
