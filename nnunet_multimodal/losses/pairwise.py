@@ -6,7 +6,12 @@ Let K_ij be the similarity of voxels i and j in one window (0 elsewhere and for 
 
 K is symmetric and takes no gradient, so E = sum_i (k_i - p_i . q_i) and dE/dp = -2 q: whoever has q has both. And q
 comes from one half of the window, each offset o serving both of its directions: q_i += K p_j and q_j += K p_i with
-j = i + o. k is the q of a class that is 1 everywhere.
+j = i + o. The value is summed as
+
+    E(p) = sum_i sum_c (1 - p_i^c) q_i^c + sum_i k_i (1 - sum_c p_i^c),
+
+the same by symmetry, but nothing large cancels, and probabilities that sum to 1 do without k. Others take it along as
+the q of one more class, which is 1 everywhere.
 
 The work is done in blocks that stay in a processor's cache. A block has margins in which p is 0: with them an offset
 is the same step in memory for all its voxels, and what it finds outside the image is nothing.
@@ -107,12 +112,15 @@ class _PairEnergy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, p: Tensor, image: Tensor, planes: Sequence[Plane]) -> Tensor:
         classes = p.shape[1]
-        sums = p.new_zeros(len(p), classes + 1, *p.shape[2:])  # q, then k
+        missing = 1 - p.sum(1)
+        summing_to_one = bool(missing.abs().max() <= 8 * torch.finfo(p.dtype).eps)  # up to what softmax rounds
+        sums = p.new_zeros(len(p), classes + (not summing_to_one), *p.shape[2:])  # q, and k where it is needed
         for plane in planes:
             _add_products(p, image, sums, plane)
-        q, energy = sums[:, :classes], sums[:, classes]
+        q = sums[:, :classes]
+        energy = torch.zeros_like(missing) if summing_to_one else missing.mul_(sums[:, classes])
         for c in range(classes):
-            energy.addcmul_(p[:, c], q[:, c], value=-1)
+            energy.addcmul_(1 - p[:, c], q[:, c])
         ctx.save_for_backward(q)
         return energy.sum()
 
@@ -124,7 +132,7 @@ class _PairEnergy(torch.autograd.Function):
 
 
 def _add_products(p: Tensor, image: Tensor, sums: Tensor, plane: Plane) -> None:
-    """sums += K [p, 1] over all offsets of a plane, block by block."""
+    """sums += K p over all offsets of a plane, block by block; where sums has one channel more, K 1 comes there."""
     if not plane.offsets:
         return
     order = (0, 1 + plane.a, *(1 + axis for axis in range(3) if axis != plane.a))
@@ -137,7 +145,7 @@ def _add_products(p: Tensor, image: Tensor, sums: Tensor, plane: Plane) -> None:
     voxels = limit // sums.shape[1]
     depth = max(1, min(slices, voxels // (height * (width + margin))))
     rows = max(1, min(height, voxels // (depth * (width + margin))))
-    room = _Room(p, image, min(rows + reach, height) * depth * (width + margin))
+    room = _Room(sums, image, min(rows + reach, height) * depth * (width + margin))
     blocks: dict[tuple[int, ...], _Block] = {}
     for entry in range(len(p)):
         volumes = [x[entry].permute(order) for x in (p, image, sums)]
@@ -155,12 +163,12 @@ def _add_products(p: Tensor, image: Tensor, sums: Tensor, plane: Plane) -> None:
 class _Room:
     """The memory that all blocks work in, one after the other."""
 
-    def __init__(self, p: Tensor, image: Tensor, voxels: int) -> None:
-        self.p, self.q = (p.new_empty((p.shape[1] + 1) * voxels) for _ in range(2))
-        self.image = p.new_empty(image.shape[1] * voxels)
-        self.scratch = p.new_empty(3, RUN * voxels)
-        self.zero, self.one = p.new_zeros(1), p.new_ones(1)
-        self.classes, self.channels = p.shape[1], image.shape[1]
+    def __init__(self, sums: Tensor, image: Tensor, voxels: int) -> None:
+        self.classes, self.channels = sums.shape[1], image.shape[1]
+        self.p, self.q = (sums.new_empty(self.classes * voxels) for _ in range(2))
+        self.image = sums.new_empty(self.channels * voxels)
+        self.scratch = sums.new_empty(3, RUN * voxels)
+        self.zero, self.one = sums.new_zeros(1), sums.new_ones(1)
 
 
 class _Pairs(NamedTuple):
@@ -203,8 +211,8 @@ class _Block:
         self.row, self.step = slices * wide, 1 if b_last else slices  # of one along a and along b, in memory
         self.length = height * self.row
         self.single = len(plane.rates) == 1 and not any(offset.constant for offset in plane.offsets)
-        self.p = room.p[: (room.classes + 1) * self.length].view(room.classes + 1, self.length)
-        self.q = room.q[: (room.classes + 1) * self.length].view(room.classes + 1, self.length)
+        self.p = room.p[: room.classes * self.length].view(room.classes, self.length)
+        self.q = room.q[: room.classes * self.length].view(room.classes, self.length)
         self.image = room.image[: room.channels * self.length].view(room.channels, self.length)
         self.p_inside, self.q_inside, self.image_inside = (
             x.view(len(x), *size)[inside] for x in (self.p, self.q, self.image)
@@ -235,10 +243,10 @@ class _Block:
         return _Run(image, exponent, difference, total, of(constants)[:, None], of(factors)[..., None], pairs)
 
     def add(self, p: Tensor, image: Tensor, sums: Tensor) -> None:
-        """sums += K [p, 1] for the pairs whose first voxel lies in the block's own rows."""
+        """sums += K p, as above, for the pairs whose first voxel lies in the block's own rows."""
         self.p.zero_()
-        self.p_inside[:-1] = p
-        self.p_inside[-1] = 1
+        self.p_inside[: len(p)] = p
+        self.p_inside[len(p) :] = 1  # the class that is 1 everywhere, if there is room for it
         self.image.zero_()
         self.image_inside.copy_(image).mul_(self.plane.scale)
         self.q.zero_()
