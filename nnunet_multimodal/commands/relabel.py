@@ -457,6 +457,7 @@ def _describe(content: dict[str, Any], place: Path) -> list[str]:
 def _train(args: argparse.Namespace) -> int:
     from nnunet_multimodal.registry import parse_trainer_name, suggest
     from nnunet_multimodal.relabel import training
+    from nnunet_multimodal.relabel.cycles import Options, describe_options, describe_stale
 
     if args.trainer.startswith("nnUNetTrainer") and parse_trainer_name(args.trainer) is None:
         near = suggest(args.trainer)
@@ -466,7 +467,7 @@ def _train(args: argparse.Namespace) -> int:
     if "all" in args.folds and len(args.folds) > 1:
         raise UsageError("--folds all trains one model on everything; it does not go with other folds.")
     folds = tuple(sorted(set(args.folds)))
-    options = training.Options(args.trainer, args.configuration, folds, tuple(args.plan), args.device or _best_device())
+    options = Options(args.trainer, args.configuration, folds, tuple(args.plan), args.device or _best_device())
     project = _open(args)
     if args.dry_run:
         print("\n".join(training.dry_run(project, options)))
@@ -474,8 +475,8 @@ def _train(args: argparse.Namespace) -> int:
     with project.working("train", "train"):
         project.tidy()
         cycle = training.begin(project, options, args.who, args.restart, args.again)
-        print(f"cycle {cycle.number}: {cycle.cases} cases, {training.describe_options(cycle.options)}")
-        for line in training.describe_stale(cycle, args.project):
+        print(f"cycle {cycle.number}: {cycle.cases} cases, {describe_options(cycle.options)}")
+        for line in describe_stale(cycle, args.project):
             print(line)
         for fold, (source, warning) in training.starting_checkpoints(project, folds).items():
             print(f"  fold {fold} starts from {source}" + (f"\n  warning: {warning}" if warning else ""))

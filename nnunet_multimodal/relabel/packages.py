@@ -23,7 +23,6 @@ from nnunet_multimodal.conversion.images import compare_geometry, read_labels, r
 from nnunet_multimodal.errors import DataProblem
 from nnunet_multimodal.relabel.colours import colour_of, itksnap_labels, slicer_colours
 from nnunet_multimodal.relabel.ledger import Row
-from nnunet_multimodal.relabel.pictures import proposal_picture
 from nnunet_multimodal.relabel.pool import checked_hash, nifti_of
 from nnunet_multimodal.relabel.project import Project
 from nnunet_multimodal.relabel.store import sync_folder
@@ -79,6 +78,8 @@ def write_batch(project: Project, batch: int) -> Path:
 
 
 def _write_package(project: Project, batch: int, row: Row, folder: Path) -> dict:
+    from nnunet_multimodal.relabel.pictures import proposal_picture
+
     folder.mkdir()
     image_hash, _ = checked_hash(row)
     source = nifti_of(row, image_hash, project.images)

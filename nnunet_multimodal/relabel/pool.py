@@ -85,8 +85,11 @@ def register(ledger: Ledger, found: Sequence[Found], traits: Callable[[Found], t
     known = {row["name"]: row["image"] for row in ledger.all("SELECT name, image FROM cases")}
     moved = [each for each in found if known.get(each.name, str(each.path)) != str(each.path)]
     if moved:
-        problems = [f"Case '{each.name}' is {known[each.name]}, found {each.path}." for each in moved]
-        raise DataProblem(numbered("Names are taken; rename the new images:", problems))
+        problems = [
+            f"The name of {each.path} is taken: case '{each.name}' is {known[each.name]}. Rename the new image."
+            for each in moved
+        ]
+        raise DataProblem(numbered("Nothing was changed.", problems))
     new = [each for each in found if each.name not in known]
     ledger.run_many(
         "INSERT INTO cases (name, image, kind, size, mtime_ns, modality, patient) VALUES (?, ?, ?, ?, ?, ?, ?)",

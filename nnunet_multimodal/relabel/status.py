@@ -6,15 +6,15 @@ import json
 from typing import Any
 
 from nnunet_multimodal.errors import DataProblem
+from nnunet_multimodal.relabel.cycles import open_cycle, stale
 from nnunet_multimodal.relabel.ledger import ACCEPTED, PROPOSED, Row
-from nnunet_multimodal.relabel.pool import checked_hash
 from nnunet_multimodal.relabel.project import Project
-from nnunet_multimodal.relabel.training import open_cycle, stale
 
 
 def status(project: Project) -> dict[str, Any]:
     """What ``relabel status --json`` prints."""
     ledger = project.ledger
+    states = ledger.counts()
     model = project.model()
     begun = open_cycle(project)
     data = begun["number"] if begun is not None else None if model is None else model["cycle"] or None
@@ -28,8 +28,8 @@ def status(project: Project) -> dict[str, Any]:
     return {
         "project": str(project.folder),
         "labels": project.labels,
-        "cases": sum(ledger.counts().values()),
-        "states": ledger.counts(),
+        "cases": sum(states.values()),
+        "states": states,
         "modalities": modalities(project),
         "model": None if model is None else {key: model[key] for key in ("id", "cycle", "folder")},
         "predicted": predicted,
@@ -100,6 +100,8 @@ def _event(row: Row) -> dict[str, Any]:
 
 def verify(project: Project) -> list[str]:
     """Reads everything again: ledger against events, every accepted and proposed mask, every image that was used."""
+    from nnunet_multimodal.relabel.pool import checked_hash  # status itself reads no image
+
     problems = project.ledger.contradictions()
     rows = project.ledger.all("SELECT * FROM cases WHERE state IN (?, ?) OR image_hash IS NOT NULL", ACCEPTED, PROPOSED)
     for row in rows:

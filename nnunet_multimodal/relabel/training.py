@@ -7,63 +7,39 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_multimodal.conversion.dataset import first_names, link_or_copy, write_json
+from nnunet_multimodal.conversion.dataset import link_or_copy, write_json
 from nnunet_multimodal.data.modality import SECTION
 from nnunet_multimodal.environment import EXTENSION_VARIABLE, extension_folder
 from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
 from nnunet_multimodal.programs import program_environment, run_program
 from nnunet_multimodal.registry import parse_trainer_name
+from nnunet_multimodal.relabel.cycles import (
+    ABANDONED,
+    BEGUN,
+    TRAINED,
+    Cycle,
+    Options,
+    cycle_of,
+    describe_options,
+    open_cycle,
+    options_from,
+    stale,
+)
 from nnunet_multimodal.relabel.dataset import PLANS, cases_of_cycle, write_preprocessed, write_raw
 from nnunet_multimodal.relabel.folds import assign_folds
-from nnunet_multimodal.relabel.ledger import ACCEPTED, Row
+from nnunet_multimodal.relabel.ledger import ACCEPTED
 from nnunet_multimodal.relabel.pool import checked_hash, remember_hash
 from nnunet_multimodal.relabel.project import FOLDS, Project
 
 FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
-BEGUN, TRAINED, ABANDONED = "begun", "trained", "abandoned"
 _EPOCH = r": Epoch (\d+)\s*$"
 
 
-@dataclass(frozen=True)
-class Options:
-    """What makes one training differ from another.
-
-    Attributes:
-        trainer: its name, a length at its end if wanted.
-        configuration: ``2d``, ``3d_fullres``, ...
-        folds: ``0`` to ``4``, or ``all``.
-        plan: words for nnUNetv2_plan_experiment, in the first cycle.
-        device: cpu, cuda or mps.
-    """
-
-    trainer: str
-    configuration: str
-    folds: tuple[str, ...]
-    plan: tuple[str, ...] = ()
-    device: str = "cuda"
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """A cycle that has begun or is trained."""
-
-    number: int
-    options: Options
-    cases: int
-    changed: tuple[str, ...] = ()  # cases whose accepted mask is another one by now
-    new: tuple[str, ...] = ()  # cases that were accepted since
-
-
 # --- the cycle -------------------------------------------------------------------------------------------------------
-
-
-def open_cycle(project: Project) -> Row | None:
-    """The cycle that has begun and is not trained yet."""
-    return project.ledger.one("SELECT * FROM cycles WHERE state = ? ORDER BY number DESC LIMIT 1", BEGUN)
 
 
 def begin(project: Project, options: Options, who: str, restart: bool = False, again: bool = False) -> Cycle:
@@ -141,52 +117,6 @@ def _require_folds(project: Project, options: Options, accepted: int) -> None:
         raise DataProblem(
             "nothing is accepted yet, so there is nothing to train on. See: nnunet_multimodal relabel status"
         )
-
-
-def cycle_of(project: Project, number: int, options: Options) -> Cycle:
-    changed, new = stale(project, number)
-    count = project.ledger.value("SELECT count(*) FROM cycle_cases WHERE cycle = ?", number)
-    return Cycle(number, options, count, tuple(changed), tuple(new))
-
-
-def stale(project: Project, cycle: int) -> tuple[list[str], list[str]]:
-    """Cases of a cycle whose mask is another one now (or none), and cases accepted since; faults.md row 40."""
-    ledger = project.ledger
-    changed = ledger.all(
-        "SELECT c.name FROM cycle_cases t JOIN cases c ON c.id = t.case_id WHERE t.cycle = ? AND c.mask IS NOT t.mask "
-        "ORDER BY c.name",
-        cycle,
-    )
-    new = ledger.all(
-        "SELECT c.name FROM cases c WHERE c.state = ? AND c.id NOT IN "
-        "(SELECT case_id FROM cycle_cases WHERE cycle = ?) ORDER BY c.name",
-        ACCEPTED,
-        cycle,
-    )
-    return [row[0] for row in changed], [row[0] for row in new]
-
-
-def options_from(text: str) -> Options:
-    content = json.loads(text)
-    return Options(**{**content, "folds": tuple(content["folds"]), "plan": tuple(content["plan"])})
-
-
-def describe_options(options: Options) -> str:
-    return f"-tr {options.trainer} -c {options.configuration} --folds {' '.join(options.folds)}"
-
-
-def describe_stale(cycle: Cycle, project: Path) -> list[str]:
-    """What the user is told of labels that the open cycle does not know."""
-    lines = []
-    restart = f"nnunet_multimodal relabel train {shlex.quote(str(project))} --restart"
-    if cycle.changed:
-        lines.append(
-            f"{len(cycle.changed)} labels changed since cycle {cycle.number} was begun; the next cycle takes them in, "
-            f"or run {restart} (cases: {first_names([*cycle.changed])})"
-        )
-    if cycle.new:
-        lines.append(f"{len(cycle.new)} new cases are in no split of cycle {cycle.number}: {first_names([*cycle.new])}")
-    return lines
 
 
 # --- preparing -------------------------------------------------------------------------------------------------------
