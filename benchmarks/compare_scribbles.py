@@ -131,7 +131,7 @@ def predict(shop: Workshop, name: str, seed: int, log: TextIO) -> None:
     begin = time.perf_counter()
     call("nnUNetv2_predict", "-i", shop.work / "inputs", "-o", partial, "-d", DATASETS[method.data][0], "-c", "2d",
          "-tr", method.trainer, "-p", plans_name(name), "-f", "all", "-device", shop.device, "-npp", "1", "-nps", "1",
-         log=log, nnUNet_results=str(shop.results(seed)))  # fmt: skip
+         "--disable_tta", log=log, nnUNet_results=str(shop.results(seed)))  # fmt: skip
     (partial / "seconds.json").write_text(json.dumps(round(time.perf_counter() - begin, 1)), encoding="utf-8")
     partial.rename(output)
 
@@ -228,8 +228,9 @@ def write_table(shop: Workshop, name: str, seeds: Sequence[int], methods: Sequen
     note = (
         f"2d, {comparison.pixels:g} mm pixels (nominal), patch {comparison.patch[0]} x {comparison.patch[1]}, batch "
         f"{comparison.batch_size}, fold all, the last checkpoint, AdamW, the same network for all; predicted by "
-        "nnUNetv2_predict; means over patients within a structure, then over structures. HD95 in voxels, each axis "
-        "counting alike, because the true spacing is not known; a missed structure has none and is left out there"
+        "nnUNetv2_predict --disable_tta; means over patients within a structure, then over structures. HD95 in voxels, "
+        "each axis counting alike, because the true spacing is not known; a missed structure has none and is left out "
+        "there"
     )
     path = common.write_result(name, measured, note)
     table = markdown(comparison, summary, shop.organs)
