@@ -23,6 +23,10 @@ network disagrees; such cases are listed. A model that has no modalities predict
 A model of nnUNetTrainerCmFNet fuses two registered images. Where one of them was not acquired, --missing says so, and
 the branch of the other one answers.
 
+--fix-sides gives each connected piece of an organ that comes in a left and a right the name of the side of the body on
+which it lies; what is not clear stays as it is and is named. --slabs N predicts and finishes a large volume in N parts
+along its longest axis: the same labels, in less memory and more time.
+
 OUT gets the segmentations and predictions.json: for each case its modality, whether it was told or inferred, and how
 sure the network is of it. Was the data set made with --harmonise, its intensities are harmonised here too; each image's
 modality must then be told. A bad image costs its case: the rest is done, and the command ends with 1."""
@@ -31,7 +35,8 @@ EXAMPLE = """\
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 3d_fullres -f 0 --modality MR
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d --modality-map cases.json
-nnunet_multimodal predict -i imagesTs -o OUT -d 604 -c 3d_fullres -tr nnUNetTrainerCmFNet --missing MR"""
+nnunet_multimodal predict -i imagesTs -o OUT -d 604 -c 3d_fullres -tr nnUNetTrainerCmFNet --missing MR
+nnunet_multimodal predict -i imagesTs -o OUT -d 606 -c 2d -tr nnUNetTrainerMRSegmentator --slabs 4 --fix-sides"""
 
 SURE = 0.9  # of another modality than was told: worth a warning
 
@@ -66,11 +71,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-npp", type=_count, metavar="N", help="processes that prepare images; 0 does it here (default: 0 on a CPU)"
     )
     how.add_argument("-nps", type=_count, metavar="N", help="processes that write results; as -npp")
+    how.add_argument(
+        "--slabs", type=_positive, metavar="N", help="in N parts, for volumes that do not fit into memory (same labels)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--continue_prediction", "--continue", dest="go_on", action="store_true", help="keep what is finished in OUT"
     )
     output.add_argument("--save_probabilities", action="store_true", help="CASE.npz too, for ensembles")
+    output.add_argument(
+        "--fix-sides",
+        action="store_true",
+        help="left and right by where a piece lies; predictions.json says what changed",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if args.output.exists() and (not args.output.is_dir() or args.output.samefile(args.input)):
         what = "is the input too: results would lie among the images" if args.output.is_dir() else "is a file"
         raise UsageError(f"-o {args.output} {what}. Choose another folder.")
+    if args.slabs is not None and args.save_probabilities:
+        raise UsageError("--slabs never has all probabilities at once: leave it or --save_probabilities out.")
     told: dict[str, Any] | None = None
     if args.modality_map is not None:
         told = read_json(args.modality_map)
@@ -101,7 +116,7 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
     import torch
     from tqdm import tqdm
 
-    from nnunet_multimodal.inference.folder import FILE_NAME, Report, predict_cases
+    from nnunet_multimodal.inference.folder import FILE_NAME, Finishing, Report, predict_cases
     from nnunet_multimodal.inference.images import find_cases
     from nnunet_multimodal.inference.missing import branched, find_missing
     from nnunet_multimodal.inference.modality import ModalityPredictor
@@ -121,6 +136,8 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
     if predictor.configuration_manager.previous_stage_name is not None:
         raise UsageError(f"{folder.name} is the second stage of a cascade: use nnUNetv2_predict.")
     dataset_json = predictor.dataset_json
+    if args.fix_sides:
+        _require_sides(dataset_json["labels"])
     channels = dataset_json.get("modality", dataset_json.get("channel_names"))  # older data sets call them modality
     names = [channels[key] for key in sorted(channels, key=int)]
     missing = None if args.missing is None else find_missing(predictor, names, args.missing)
@@ -147,6 +164,7 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
             "mirroring": not args.disable_tta,
             **({} if predictor.trained_on is None else {"trained_on": predictor.trained_on}),
             **({} if branched(predictor) is None else {"missing": None if missing is None else missing.name}),
+            **({"fix_sides": True} if args.fix_sides else {}),
         },
     )
     kept = report.take_over(told) if args.go_on else []
@@ -163,7 +181,8 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
             bar.write(f"error: {report.failed[case]['error']}", file=sys.stderr)
 
         predict_cases(
-            predictor, waiting, report, told, harmonise is not None, args.nan_to, args.save_probabilities,
+            predictor, waiting, report, told, harmonise is not None, args.nan_to,
+            Finishing(args.save_probabilities, args.slabs, args.fix_sides),
             (default if args.npp is None else args.npp, default if args.nps is None else args.nps),
             lambda done: bar.update(done - bar.n), fail, missing,
         )  # fmt: skip
@@ -172,6 +191,18 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
         return 0
     codes = {entry["exit_code"] for entry in report.failed.values()}
     return codes.pop() if len(report.failed) == len(cases) and len(codes) == 1 else 1
+
+
+def _require_sides(labels: Mapping[str, Any]) -> None:
+    """--fix-sides has something to fix."""
+    from nnunet_multimodal.data.sides import sided_pairs
+
+    if any(isinstance(value, (list, tuple)) for value in labels.values()):
+        raise UsageError(
+            "--fix-sides: the model predicts regions, which overlap; sides can be put right in labels only."
+        )
+    if not sided_pairs([*labels]):
+        raise UsageError(f"--fix-sides: no labels of the model come in a left and a right: {', '.join(labels)}.")
 
 
 def _told(
@@ -259,6 +290,13 @@ def _print_summary(report: Any, cases: list[str], kept: int) -> None:
             f"{SURE}: {listed}",
             file=sys.stderr,
         )
+    changed = {case: entry["sides"]["changed"] for case, entry in done.items() if entry.get("sides", {}).get("changed")}
+    for case, changes in changed.items():
+        moved = ", ".join(f"{each['voxels']} voxels of {each['from']} are {each['to']}" for each in changes)
+        print(f"sides put right in {case}: {moved}")
+    unclear = [case for case, entry in done.items() if entry.get("sides", {}).get("ambiguous")]
+    if unclear:
+        print(f"sides not clear, left as they are (see predictions.json): {', '.join(unclear)}")
     print(f"{len(done) - kept} predicted, {kept} kept from before, {len(report.failed)} failed: {report.path}")
 
 
@@ -266,6 +304,13 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"'{text}': expected 0, 1, 2, ...")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    count = _count(text)
+    if not count:
+        raise argparse.ArgumentTypeError("expected 1, 2, 3, ...")
+    return count
 
 
 def _share(text: str) -> float:

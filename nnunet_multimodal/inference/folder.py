@@ -20,15 +20,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
+from nnunetv2.inference.export_prediction import (
+    convert_predicted_logits_to_segmentation_with_correct_shape,
+    export_prediction_from_logits,
+)
 
 from nnunet_multimodal.conversion.dataset import is_running, write_json
 from nnunet_multimodal.conversion.images import SUFFIXES, check_not_constant, read_volume
+from nnunet_multimodal.data.side_fix import fix_sides
 from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, MultimodalError, UsageError
 from nnunet_multimodal.inference.hounsfield import likelihood, share_of_air
 from nnunet_multimodal.inference.images import Case
 from nnunet_multimodal.inference.missing import Missing, answering, entry_of_branch, with_stand_in
 from nnunet_multimodal.inference.modality import ModalityPredictor
+from nnunet_multimodal.inference.position import affine_of
 from nnunet_multimodal.inference.workers import Workers
 
 FILE_NAME = "predictions.json"
@@ -48,6 +54,21 @@ class Preparation:
     harmonise_as: str | None = None
     nan_to: float | None = None
     missing: int | None = None
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """What happens to a prediction after the network.
+
+    Attributes:
+        save_probabilities: write ``CASE.npz`` and ``CASE.pkl`` too, as nnU-Net does.
+        slabs: predict in so many, to need less memory; None predicts the whole at once.
+        fix_sides: each piece of a left or a right organ gets the name of the side that it lies on (data/side_fix.py).
+    """
+
+    save_probabilities: bool = False
+    slabs: int | None = None
+    fix_sides: bool = False
 
 
 @dataclass
@@ -78,18 +99,18 @@ class Report:
             return []
         try:
             earlier = json.loads(self.path.read_text(encoding="utf-8"))
-            how = {key: earlier[key] for key in self.how}
+            how = {key: value for key, value in earlier.items() if key not in ("cases", "failed")}
             cases = dict(earlier["cases"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"{self.path} cannot be read, so that nothing can be continued. Leave out --continue_prediction."
             ) from error
-        other = [key for key in self.how if how[key] != self.how[key]]
-        if other:
-            raise UsageError(
-                f"{self.path.parent} was predicted with {other[0]} {how[other[0]]}, now it is {self.how[other[0]]}. "
-                "Choose another -o, or leave out --continue_prediction to predict everything again."
-            )
+        for key in {**self.how, **how}:
+            if how.get(key) != self.how.get(key):
+                raise UsageError(
+                    f"{self.path.parent} was predicted with {key} {how.get(key)}, now it is {self.how.get(key)}. "
+                    "Choose another -o, or leave out --continue_prediction to predict everything again."
+                )
         for case, entry in cases.items():
             if (self.path.parent / entry["file"]).is_file() and told.get(case, entry["modality"]) == entry["modality"]:
                 self.cases[case] = entry
@@ -108,7 +129,7 @@ def predict_cases(
     told: Mapping[str, str],
     harmonise: bool = False,
     nan_to: float | None = None,
-    save_probabilities: bool = False,
+    finishing: Finishing = Finishing(),
     processes: tuple[int, int] = (0, 0),
     on_progress: Callable[[float], Any] = lambda done: None,
     on_failure: Callable[[str, BaseException], Any] = lambda case, error: None,
@@ -123,7 +144,7 @@ def predict_cases(
         told: case -> modality; the network infers the others'.
         harmonise: the model's data set was harmonised, so every case must be told.
         nan_to: see ``Preparation``.
-        save_probabilities: write ``CASE.npz`` and ``CASE.pkl`` too, as nnU-Net does.
+        finishing: what happens after the network.
         processes: how many prepare images and how many write results; 0 does it in this process.
         on_progress: called with the number of cases that are done, fractions included.
         on_failure: called for each case that failed.
@@ -153,11 +174,11 @@ def predict_cases(
         while written and (len(written) > until or written[0][2].done()):
             case, entry, future = written.popleft()
             try:
-                future.result()
+                found = future.result()
             except Exception as error:
                 fail(case, error)
             else:
-                report.cases[case] = entry
+                report.cases[case] = entry | found
             report.write()
 
     with _partial_folder(output) as partial, answering(predictor, missing):
@@ -176,14 +197,18 @@ def predict_cases(
                 try:
                     image, properties, air = future.result()
                     predictor.likelihood = likelihood(predictor.modalities, air)
-                    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image)).cpu().numpy()
+                    data = torch.from_numpy(image)
+                    if finishing.slabs is None:
+                        predicted = predictor.predict_logits_from_preprocessed_data(data).cpu().numpy()
+                    else:
+                        predicted = predictor.segment_in_slabs(data, properties, finishing.slabs)
                 except Exception as error:  # out of memory on one big image must not cost the other cases
                     fail(case.name, error)
                     report.write()
                 else:
                     entry = _entry(predictor, told.get(case.name), harmonise) | entry_of_branch(predictor, missing)
                     entry["file"] = f"{case.name}{ending}"
-                    job = (logits, properties, *plan, case.name, partial, output, save_probabilities)
+                    job = (predicted, properties, *plan, case.name, partial, output, finishing)
                     written.append((case.name, entry, writing.submit(write, *job)))
                 on_progress(index + 1.0)
                 collect(writing.processes + 1 if writing.processes else 0)
@@ -199,7 +224,7 @@ def predict_cases(
             writing.close()
             for case_name, entry, future in written:
                 if future.done() and not future.cancelled() and future.exception() is None:
-                    report.cases[case_name] = entry
+                    report.cases[case_name] = entry | future.result()
             report.write()
 
 
@@ -258,7 +283,7 @@ def _diagnose(case: Case, how: Preparation) -> None:
 
 
 def write(
-    logits: np.ndarray,
+    predicted: np.ndarray,
     properties: dict,
     plans: Any,
     configuration: Any,
@@ -266,17 +291,66 @@ def write(
     case: str,
     partial: Path,
     output: Path,
-    save_probabilities: bool,
-) -> None:
-    """nnU-Net's export into ``partial``; then each file appears whole in ``output``, the segmentation last."""
+    finishing: Finishing,
+) -> dict[str, Any]:
+    """nnU-Net's export into ``partial``; then each file appears whole in ``output``, the segmentation last.
+
+    Args:
+        predicted: logits [C, Z, Y, X]; with slabs the segmentation [Z, Y, X] on the image's grid.
+
+    Returns:
+        What predictions.json says of it.
+    """
+    found: dict[str, Any] = {}
+    save_probabilities = finishing.save_probabilities
     with contextlib.redirect_stdout(io.StringIO()):
-        export_prediction_from_logits(
-            logits, properties, configuration, plans, dataset_json, str(partial / case), save_probabilities
-        )
+        if finishing.slabs is None and not finishing.fix_sides:
+            export_prediction_from_logits(
+                predicted, properties, configuration, plans, dataset_json, str(partial / case), save_probabilities
+            )
+        else:
+            segmentation = predicted
+            if finishing.slabs is None:
+                segmentation = _export_probabilities(
+                    predicted, properties, plans, configuration, dataset_json, partial / case, save_probabilities
+                )
+            if finishing.fix_sides:
+                segmentation, found["sides"] = _fixed(segmentation, properties, dataset_json["labels"], case)
+            plans.image_reader_writer_class().write_seg(
+                segmentation, str(partial / f"{case}{dataset_json['file_ending']}"), properties
+            )
     for ending in [*([".npz", ".pkl"] if save_probabilities else []), dataset_json["file_ending"]]:
         with (partial / f"{case}{ending}").open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial / f"{case}{ending}", output / f"{case}{ending}")
+    return found
+
+
+def _export_probabilities(
+    logits: np.ndarray, properties: dict, plans: Any, configuration: Any, dataset_json: dict, path: Path, save: bool
+) -> np.ndarray:
+    """The segmentation [Z, Y, X] on the image's grid; probabilities are written as nnU-Net does if ``save`` is set."""
+    result = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits, plans, configuration, plans.get_label_manager(dataset_json), properties, save
+    )
+    if not save:
+        return np.asarray(result)
+    segmentation, probabilities = result
+    np.savez_compressed(f"{path}.npz", probabilities=probabilities)
+    save_pickle(properties, f"{path}.pkl")
+    return np.asarray(segmentation)
+
+
+def _fixed(
+    segmentation: np.ndarray, properties: dict, labels: Mapping[str, int], case: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Left and right put right, and what predictions.json says of it."""
+    affine = affine_of(properties)
+    if affine is None:
+        raise DataProblem(f"case {case} does not say where it lies in the patient: leave --fix-sides out.")
+    names = {name: value for name, value in labels.items() if value and name != "ignore"}
+    fixed = fix_sides(segmentation, names, affine)
+    return fixed.labels, fixed.as_json()
 
 
 def _entry(predictor: ModalityPredictor, told: str | None, harmonise: bool) -> dict[str, Any]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
 from nnunet_multimodal.data.modality import SECTION
+from nnunet_multimodal.inference.slabs import plan_work, segment, tiles_to_predict
 from nnunet_multimodal.networks import TextConditionedNetwork
+
+Result = TypeVar("Result")
 
 FLAT = 0.05  # share of the most varied tile's spread; below it a tile shows air or padding, which is of no modality
 
@@ -65,6 +69,7 @@ class ModalityPredictor(nnUNetPredictor):
         self.verdict: Verdict | None = None
         self.on_progress: Callable[[float], Any] | None = None
         self._heard: list[tuple[Tensor, Tensor]] = []  # of each forward: modality logits [B, M], spread of a tile [B]
+        self._listening = True
         self._done = self._tile_share = 0.0
 
     @property
@@ -93,21 +98,39 @@ class ModalityPredictor(nnUNetPredictor):
 
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
         """data [channels, Z, Y, X], preprocessed -> logits [C, Z, Y, X]; leaves a ``verdict``."""
+        return self._as_one_modality(lambda: super(ModalityPredictor, self).predict_logits_from_preprocessed_data(data))
+
+    def segment_in_slabs(self, data: Tensor, properties: dict[str, Any], slabs: int) -> np.ndarray:
+        """data [channels, Z, Y, X], preprocessed -> labels of the image as read (slabs.py); leaves a ``verdict``."""
+        work, cuts = plan_work(self, data, slabs)
+        work.on_tile = self._count
+        self._tile_share = 1.0 / (tiles_to_predict(work, cuts) * len(self.list_of_parameters))
+        return self._as_one_modality(lambda: segment(work, cuts, properties))
+
+    def _count(self, first: bool) -> None:
+        """A tile that reaches into two slabs has one vote."""
+        self._listening = first
+
+    def _as_one_modality(self, predict: Callable[[], Result]) -> Result:
+        """Runs a prediction, and once more with the likeliest modality told if tiles disagree; leaves a ``verdict``."""
         network = self.conditioned
         self.verdict = None
         self._done = 0.0
         if network is None:
-            logits: Tensor = super().predict_logits_from_preprocessed_data(data)
-            return logits
+            return predict()
         told = None if self.told is None else network.modalities.index(self.told)
         network.to(self.device)  # what is told goes where the network is
         self._heard.clear()
-        listener = network.register_forward_hook(
-            lambda module, images, output: self._heard.append((module.modality_logits, _spread(images[0])))
-        )
+        self._listening = True
+
+        def hear(module: Any, images: Any, output: Any) -> None:
+            if self._listening:
+                self._heard.append((module.modality_logits, _spread(images[0])))
+
+        listener = network.register_forward_hook(hear)
         try:
             network.tell(told)
-            logits = super().predict_logits_from_preprocessed_data(data)
+            result = predict()
             logits_heard, spreads = (torch.cat(each).float().cpu() for each in zip(*self._heard))
             votes = _votes(spreads)
             probabilities = torch.softmax(logits_heard, dim=1)[votes > 0]  # [tiles, M]
@@ -120,7 +143,7 @@ class ModalityPredictor(nnUNetPredictor):
             again = told is None and agreeing < len(probabilities)
             if again:
                 network.tell(inferred)
-                logits = super().predict_logits_from_preprocessed_data(data)
+                result = predict()
         finally:
             network.tell(None)
             listener.remove()
@@ -136,7 +159,7 @@ class ModalityPredictor(nnUNetPredictor):
             agreeing,
             again,
         )
-        return logits
+        return result
 
     def _internal_predict_sliding_window_return_logits(self, data: Tensor, slicers: Any, do_on_device: bool = True):
         before = len(self._heard)

@@ -233,3 +233,11 @@ def test_geometry_is_the_images(models, images: Path) -> None:
     assert predict(models["pairs"], images, "--missing", "CT") == 0
     out = nib.load(images.parent / "out/p1.nii.gz")
     assert out.shape == SHAPE[::-1] and np.allclose(out.affine, AFFINE)
+
+
+def test_in_slabs_the_same_branch_answers(models, images: Path) -> None:
+    for more in ((), ("--missing", "MR")):
+        assert predict(models["pairs"], images, *more) == 0
+        whole, record = found(images, "p1"), report(images)
+        assert predict(models["pairs"], images, *more, "--slabs", "3") == 0
+        assert np.array_equal(found(images, "p1"), whole) and report(images) == record
