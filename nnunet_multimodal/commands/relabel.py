@@ -71,8 +71,10 @@ _STEPS: dict[str, tuple[str, str, str]] = {
         "take back the last step",
         """\
         Takes back the last accept, reject, propose or train, or the last event of the cases that you name. Nothing is
-        deleted: undoing is written down, too, and masks stay in the project.""",
-        "nnunet_multimodal relabel undo P\nnnunet_multimodal relabel undo P p3",
+        deleted: undoing is written down, too, and masks stay in the project. Where you do not know whether an undo was
+        interrupted before or after it was done, --event names what is to be undone (see log), once.""",
+        "nnunet_multimodal relabel undo P\nnnunet_multimodal relabel undo P p3\n"
+        "nnunet_multimodal relabel undo P --event 12",
     ),
     "log": (
         "show what happened, newest first",
@@ -181,6 +183,9 @@ def _reject_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _undo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help="only the last event of these")
+    parser.add_argument(
+        "--event", type=_positive, metavar="N", help="only the command of this event; if it is undone already, nothing"
+    )
 
 
 def _log_arguments(parser: argparse.ArgumentParser) -> None:
@@ -367,8 +372,11 @@ def _reject(args: argparse.Namespace) -> int:
 def _undo(args: argparse.Namespace) -> int:
     project = _open(args)
     with project.changing("undo"), project.ledger.transaction():
-        events = project.ledger.last_events(args.cases)
+        events = project.ledger.last_events(args.cases, args.event)
         project.ledger.undo(events, args.who)
+    if not events:
+        print(f"event {args.event} is undone already, or nothing that can be undone")
+        return 0
     names = {row["id"]: row["name"] for row in project.ledger.all("SELECT id, name FROM cases")}
     kinds = sorted({event["kind"] for event in events})
     cases = [names[event["case_id"]] for event in events if event["case_id"] is not None]

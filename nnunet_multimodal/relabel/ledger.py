@@ -258,11 +258,15 @@ class Ledger:
 
     # --- undoing -----------------------------------------------------------------------------------------------------
 
-    def last_events(self, case_names: Sequence[str] = ()) -> list[Row]:
+    def last_events(self, case_names: Sequence[str] = (), event: int | None = None) -> list[Row]:
         """What ``undo`` takes back: the last command that is not undone, or the last event of each of these cases.
 
+        Args:
+            case_names: none for the last command.
+            event: only if the last command is the one of this event; nothing if that is undone already.
+
         Raises:
-            UsageError: there is nothing to undo.
+            UsageError: there is nothing to undo, or later commands have to be undone first.
         """
         kinds = ", ".join(f"'{kind}'" for kind in UNDOABLE)
         standing = f"kind IN ({kinds}) AND NOT EXISTS (SELECT 1 FROM events u WHERE u.undoes = e.id)"
@@ -276,6 +280,12 @@ class Ledger:
                 found.append(row)
             return found
         last = self.value(f"SELECT operation FROM events e WHERE {standing} ORDER BY id DESC LIMIT 1")
+        if event is not None:
+            wanted = self.value("SELECT operation FROM events WHERE id = ?", event)
+            if self.one(f"SELECT 1 FROM events e WHERE operation = ? AND {standing}", wanted) is None:
+                return []
+            if wanted != last:
+                raise UsageError(f"event {event} is not of the last command; undo what came after it first (see log).")
         if last is None:
             raise UsageError("nothing to undo: no proposal, acceptance, rejection or training stands.")
         return self.all(f"SELECT * FROM events e WHERE operation = ? AND {standing} ORDER BY id DESC", last)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from nnunet_multimodal.relabel.store import MaskStore
 LEDGER = "relabel.sqlite"
 FOLDS = 5
 PATIENCE = 3600.0  # seconds; an acceptance of many large masks takes minutes
-_PARTIAL = re.compile(r"\.(\d+)\.partial\..+|\..+\.partial-(\d+)")
+SURELY_LEFT = 3600.0  # seconds; where several machines write, no process number tells whether the writer lives
+_PARTIAL = re.compile(r"\.(\d+)\.partial\..+|(?:\..+)?\.partial-(\d+)")
 
 
 class Project:
@@ -108,15 +110,24 @@ class Project:
 
     def tidy(self) -> None:
         """Removes half-written files of processes that are gone. None of them was ever part of the project."""
-        for parent in (self.folder, self.batches, self.images, *self.folder.glob("masks/*")):
+        patterns = ("masks/*", "cache/preprocessed/*", "nnunet/preprocessed/*", "nnunet/preprocessed/*/*", "report")
+        folders = {path for pattern in patterns for path in self.folder.glob(pattern) if path.is_dir()}
+        for parent in (self.folder, self.batches, self.images, *folders):
             if parent.is_dir():
                 remove_partials(parent)
 
 
-def remove_partials(folder: Path) -> None:
+def remove_partials(folder: Path, older_than: float | None = None) -> None:
+    """Removes what was left half-written: by processes that are gone, or so many seconds ago."""
     for path in folder.iterdir():
         match = _PARTIAL.fullmatch(path.name)
-        if match and not is_running(int(match[1] or match[2])):
+        if match is None:
+            continue
+        if older_than is not None:
+            gone = time.time() - path.lstat().st_mtime > older_than
+        else:
+            gone = not is_running(int(match[1] or match[2]))
+        if gone:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:

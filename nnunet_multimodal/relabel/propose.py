@@ -19,7 +19,7 @@ from nnunet_multimodal.relabel.ledger import POOL, PROPOSED, Row
 from nnunet_multimodal.relabel.packages import unfinished_batches, write_batch
 from nnunet_multimodal.relabel.pool import checked_hash, nifti_of, remember_hash
 from nnunet_multimodal.relabel.predicting import FoldPredictor, How, Job, finished, label_table, load, predict
-from nnunet_multimodal.relabel.project import Project
+from nnunet_multimodal.relabel.project import SURELY_LEFT, Project, remove_partials
 from nnunet_multimodal.relabel.ranking import most_uncertain, pool_in_order
 
 CHUNK = 32  # cases between two looks into the ledger
@@ -124,6 +124,7 @@ class _Session:
         """Enters what other processes (``--part``) have predicted, or we before we were interrupted."""
         if not self.folder.is_dir():
             return
+        remove_partials(self.folder, SURELY_LEFT)
         ledger = self.project.ledger
         known = {row[0] for row in ledger.all("SELECT case_id FROM predictions WHERE model = ?", self.model)}
         ids = {row["name"]: row["id"] for row in ledger.all("SELECT id, name FROM cases WHERE state = ?", POOL)}

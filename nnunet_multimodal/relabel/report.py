@@ -23,7 +23,7 @@ from nnunet_multimodal.errors import DataProblem
 from nnunet_multimodal.evaluation.output import all_or_none, write_csv
 from nnunet_multimodal.relabel.ledger import ACCEPTED
 from nnunet_multimodal.relabel.pool import checked_hash, nifti_of
-from nnunet_multimodal.relabel.project import Project
+from nnunet_multimodal.relabel.project import Project, remove_partials
 from nnunet_multimodal.relabel.status import batches, cycles
 
 WORST = 6
@@ -38,6 +38,8 @@ _TEMPLATE = "report.html.jinja"
 def write_report(project: Project, output: Path) -> dict[str, Any]:
     """Writes the report's files, all or none; returns what is in report.json."""
     content = collect(project)
+    if output.is_dir():
+        remove_partials(output)
     with all_or_none(output) as folder:
         write_json(folder / "report.json", content)
         write_csv(
