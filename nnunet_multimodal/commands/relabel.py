@@ -247,7 +247,10 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 
 def run(args: argparse.Namespace) -> int:
     if getattr(args, "who", "") is None:
-        args.who = getpass.getuser()
+        try:
+            args.who = getpass.getuser()
+        except (KeyError, OSError):  # in a container, a user may have no name
+            args.who = "unknown"
     steps = {
         "init": _init, "propose": _propose, "accept": _accept, "reject": _reject, "undo": _undo, "log": _log,
         "status": _status, "train": _train, "report": _report,
@@ -280,7 +283,9 @@ def _init(args: argparse.Namespace) -> int:
     )
     print(f"{begun.new_images} new images, {begun.images} in all: {args.project}")
     if args.labels is not None:
-        print(f"{len(begun.accepted.accepted)} labels accepted, {len(begun.accepted.same)} were there")
+        print(f"{len(begun.accepted.accepted)} labels accepted, {len(begun.accepted.same)} were accepted before")
+        for case, doubts in begun.accepted.confirmed.items():
+            print(f"{case}: accepted; worth a look: {'; '.join(doubts)}")
     if begun.model is not None:
         print(f"starts from {begun.model}")
     _say_failed(begun.accepted.failed)
@@ -465,7 +470,7 @@ def _describe(content: dict[str, Any], place: Path) -> list[str]:
 def _train(args: argparse.Namespace) -> int:
     from nnunet_multimodal.registry import parse_trainer_name, suggest
     from nnunet_multimodal.relabel import training
-    from nnunet_multimodal.relabel.cycles import Options, describe_options, describe_stale
+    from nnunet_multimodal.relabel.cycles import Options, describe_options, describe_stale, open_cycle
 
     if args.trainer.startswith("nnUNetTrainer") and parse_trainer_name(args.trainer) is None:
         near = suggest(args.trainer)
@@ -482,6 +487,8 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     with project.working("train", "train"):
         project.tidy()
+        if args.collect and open_cycle(project) is None:
+            raise UsageError("no cycle is open, so there is nothing to collect; see: relabel status.")
         cycle = training.begin(project, options, args.who, args.restart, args.again)
         print(f"cycle {cycle.number}: {cycle.cases} cases, {describe_options(cycle.options)}")
         for line in describe_stale(cycle, args.project):

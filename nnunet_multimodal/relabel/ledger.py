@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_multimodal.errors import DataProblem, UsageError
+from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
 
 VERSION = 1
 POOL, PROPOSED, ACCEPTED, REJECTED = "pool", "proposed", "accepted", "rejected"
@@ -182,14 +182,20 @@ class Ledger:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of the block, or nothing."""
-        self.connection.execute("BEGIN IMMEDIATE")
+        """All of the block, or nothing.
+
+        Raises:
+            MultimodalError: the disk is full or read-only, or another process keeps the file.
+        """
         try:
+            self.connection.execute("BEGIN IMMEDIATE")
             yield
             self.connection.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise MultimodalError(f"cannot write {self.path}: {error}. This step changed nothing.") from error
             raise
 
     def run(self, sql: str, *values: Any) -> int:

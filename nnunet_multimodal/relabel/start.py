@@ -97,6 +97,11 @@ def init(
         if label_files is not None:
             names = [each["name"] for each in ledger.all("SELECT name FROM cases")]
             masks = masks_in(label_files, names, begun.accepted)
+            # Once accepted, a first label has been undone or corrected since: to take it again would be a step back.
+            query = "SELECT DISTINCT c.name FROM events e JOIN cases c ON c.id = e.case_id WHERE e.kind = 'accept'"
+            known = {each["name"] for each in ledger.all(query)}
+            begun.accepted.same = sorted(known & masks.keys())
+            masks = {name: path for name, path in masks.items() if name not in known}
             accept_masks(project, masks, who, begun.accepted, confirm=masks, start=True)
     begun.images = ledger.value("SELECT count(*) FROM cases")
     begun.model = None if row is None else row["folder"]

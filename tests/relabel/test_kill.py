@@ -1,8 +1,8 @@
 """SIGKILL at random moments: the project opens, nothing accepted is lost, no half file, the command again finishes.
 
 A process is forked for each command, killed after some time, and the command is run again to its end in another.
-Forked, for starting Python and torch takes longer than most commands. Fifty kills are in benchmarks/relabel_kill.py, one
-of a real training in test_real_cycle.py.
+Forked, for starting Python and torch takes longer than most commands. Fifty kills are in benchmarks/relabel_kill.py,
+one of a real training in test_real_cycle.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_multimodal.errors import DataProblem, UsageError
+from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
 from nnunet_multimodal.relabel import ledger as module
 from nnunet_multimodal.relabel.ledger import Ledger
 
@@ -103,6 +103,16 @@ def test_a_clock_that_goes_backwards_changes_nothing(ledger: Ledger, monkeypatch
     assert state(ledger, "a")[1] == "x"
     assert ledger.all("SELECT time FROM events ORDER BY id")[1][0].startswith("1999")
     assert ledger.contradictions() == []
+
+
+def test_a_ledger_that_another_program_keeps(ledger: Ledger) -> None:
+    other = sqlite3.connect(ledger.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    ledger.connection.execute("PRAGMA busy_timeout = 50")
+    with pytest.raises(MultimodalError, match=r"database is locked\. This step changed nothing"):
+        accept(ledger, 1, "x", 1)
+    other.execute("ROLLBACK")
+    accept(ledger, 1, "x", 1)
 
 
 def test_contradictions_are_found(ledger: Ledger) -> None:

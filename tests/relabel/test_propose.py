@@ -243,6 +243,22 @@ def test_init_again_adds_what_is_new(call, workshop: Workshop) -> None:
     assert code == 4 and "p9.nii.gz is taken" in err
 
 
+def test_init_again_does_not_bring_old_labels_back(call, workshop: Workshop) -> None:
+    """A first label that was corrected or undone since stays so; after an interruption the missing ones come."""
+    corrected = anatomy(0)
+    corrected[1, 3, 3] = 0
+    save(workshop.folder / "given/p0.nii.gz", corrected)
+    assert call("accept", workshop.place, workshop.folder / "given")[0] == 0
+    assert call("undo", workshop.place, "p1")[0] == 0
+    before = workshop.state("p0"), workshop.state("p1")
+    save(workshop.folder / "start/p2.nii.gz", anatomy(2))
+    again = ("init", workshop.place, "--images", workshop.images, "--labels", workshop.folder / "start")
+    code, out, _ = call(*again)
+    assert code == 0 and "1 labels accepted, 2 were accepted before" in out
+    assert (workshop.state("p0"), workshop.state("p1")) == before
+    assert workshop.state("p2")["state"] == "accepted"
+
+
 # --- a real network --------------------------------------------------------------------------------------------------
 
 
