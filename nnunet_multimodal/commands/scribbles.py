@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from nnunet_multimodal.commands import scribbles_import, scribbles_simulate
+from nnunet_multimodal.commands import scribbles_fingerprint, scribbles_import, scribbles_simulate
 from nnunet_multimodal.commands.convert import add_kind
 
 DESCRIPTION = """\
-import    images and the scribbles that somebody drew on them become a data set that is trained from scribbles alone
-simulate  draw scribbles inside label maps: as files to test or to look at, or at once as such a data set"""
+import       images and the scribbles that somebody drew on them become a data set that is trained from scribbles alone
+simulate     draw scribbles inside label maps: as files to test or to look at, or at once as such a data set
+fingerprint  make the CT statistics of such a data set from what was drawn, before nnU-Net plans"""
 
 EXAMPLE = """\
 nnunet_multimodal scribbles import --images images --scribbles scribbles --unlabelled 4 -d 603 --dense labels
 nnunet_multimodal scribbles simulate --labels labelsTr -o scribbles --every 3"""
 
-_ACTIONS = {"import": scribbles_import, "simulate": scribbles_simulate}
+_ACTIONS = {"import": scribbles_import, "simulate": scribbles_simulate, "fingerprint": scribbles_fingerprint}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

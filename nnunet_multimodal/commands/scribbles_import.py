@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
                 **({"dense": str(args.dense.resolve())} if args.dense else {}),
             },
         )
-    print_report(folder, report, args.dataset_id, len(channels))
+    print_report(folder, report, args.dataset_id, [*channels])
     return 0
 
 
@@ -245,7 +245,7 @@ def _legend(args: argparse.Namespace) -> Legend:
     return Legend(unlabelled, background, classes, unnamed_to_background=args.unnamed_to_background)
 
 
-def print_report(folder: Path, report: Mapping[str, Any], dataset_id: int, channels: int) -> None:
+def print_report(folder: Path, report: Mapping[str, Any], dataset_id: int, channels: Sequence[str]) -> None:
     """The folder, the coverage of each class, and how to go on."""
     print(folder)
     for name, shares in report["classes"].items():
@@ -256,7 +256,12 @@ def print_report(folder: Path, report: Mapping[str, Any], dataset_id: int, chann
             line += f"; {shares['right']:.1%} of them as in the dense labels"
         print(line)
     print(f"{len(report['cases'])} cases; shares per case: {folder / 'coverage.json'}")
-    paired = channels > 1
+    paired = len(channels) > 1
     configuration, trainer = ("3d_fullres", "nnUNetTrainerCmFNet") if paired else ("2d", "nnUNetTrainerPartialCE_CRF")
-    print(f"Next: nnUNetv2_plan_and_preprocess -d {dataset_id} -c {configuration} --verify_dataset_integrity")
-    print(f"      nnUNetv2_train {dataset_id} {configuration} 0 -tr {trainer}")
+    steps = [
+        f"nnUNetv2_plan_and_preprocess -d {dataset_id} -c {configuration} --verify_dataset_integrity",
+        f"nnUNetv2_train {dataset_id} {configuration} 0 -tr {trainer}",
+    ]
+    if any(name.casefold() == "ct" for name in channels):  # nnU-Net's own statistics count what nobody drew on
+        steps.insert(0, f"nnunet_multimodal scribbles fingerprint -d {dataset_id}")
+    print("Next: " + "\n      ".join(steps))

@@ -146,7 +146,7 @@ def _run_dataset(args: argparse.Namespace, paths: Sequence[Path], drawing: Drawi
                 **vars(drawing),
             },
         )
-    print_report(folder, report, args.dataset_id, len(folders))
+    print_report(folder, report, args.dataset_id, [*folders])
     return 0
 
 

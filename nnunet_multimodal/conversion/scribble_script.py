@@ -123,5 +123,5 @@ def make_dataset(
         patients=patients,
         source={"images": str(args.root.resolve())},
     )
-    print_report(folder, report, args.dataset_id, len(channels))
+    print_report(folder, report, args.dataset_id, channels)
     return 0

@@ -28,7 +28,7 @@ from nnunet_multimodal.conversion.images import (
     read_volume,
 )
 from nnunet_multimodal.conversion.mixed import doubt_modality
-from nnunet_multimodal.conversion.verify_scribbles import check_dense, check_drawn
+from nnunet_multimodal.conversion.verify_scribbles import check_dense, check_drawn, check_fingerprint
 from nnunet_multimodal.data.modality import SECTION, ModalityTable, has_table
 from nnunet_multimodal.data.splits import FILE_NAME, advise, folds_without, read_splits, stale_cases
 from nnunet_multimodal.errors import DataProblem
@@ -106,6 +106,7 @@ def check_raw_dataset(folder: Path) -> Findings:
         problems_drawn, warnings_drawn = check_drawn(content["labels"], found)
         dense = check_dense(folder, content["labels"], {case: of.label for case, of in whole.items() if of.label})
         problems, warnings = problems + problems_drawn + dense, warnings + warnings_drawn
+    warnings += check_fingerprint(folder, content, _preprocessed())
     return Findings(problems, warnings)
 
 
@@ -259,9 +260,14 @@ def _check_splits(folder: Path, cases: Iterable[str], table: ModalityTable | Non
 
 def splits_file(name: str) -> Path | None:
     """The folds of a data set of this full name, where nnU-Net has made or the user has put them."""
-    preprocessed = os.environ.get("nnUNet_preprocessed", "").strip()
-    path = Path(preprocessed, name, FILE_NAME)
-    return path if preprocessed and path.is_file() else None
+    preprocessed = _preprocessed()
+    path = preprocessed / name / FILE_NAME if preprocessed else None
+    return path if path and path.is_file() else None
+
+
+def _preprocessed() -> Path | None:
+    value = os.environ.get("nnUNet_preprocessed", "").strip()
+    return Path(value) if value else None
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

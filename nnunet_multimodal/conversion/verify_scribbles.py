@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from nnunet_multimodal.conversion.dataset import find_files, first_names
 from nnunet_multimodal.conversion.images import check_label_values, compare_geometry, read_labels
 from nnunet_multimodal.conversion.scribble_dataset import DENSE
+from nnunet_multimodal.data.modality import SECTION
 from nnunet_multimodal.errors import DataProblem
 
 
@@ -46,6 +48,32 @@ def check_drawn(labels: Mapping[str, Any], found: Mapping[str, Set[int]]) -> tup
     if not any(ignore in values for values in found.values()):
         warnings.append(f"ignore ({ignore}) is declared, but in no label file: are these dense labels?")
     return problems, warnings
+
+
+def check_fingerprint(folder: Path, content: Mapping[str, Any], preprocessed: Path | None) -> list[str]:
+    """Warnings of CT statistics that count what nobody drew on.
+
+    Args:
+        folder: of the raw data set.
+        content: its dataset.json.
+        preprocessed: nnUNet_preprocessed, if it is known.
+    """
+    if "ignore" not in content["labels"] or preprocessed is None:
+        return []
+    path = preprocessed / folder.name / "dataset_fingerprint.json"
+    channels = [index for index, name in content["channel_names"].items() if str(name).casefold() == "ct"]
+    try:
+        fingerprint = json.loads(path.read_text(encoding="utf-8"))
+        if SECTION in fingerprint:
+            return []
+        means = [fingerprint["foreground_intensity_properties_per_channel"][index]["mean"] for index in channels]
+    except (OSError, ValueError, KeyError):
+        return []  # not planned yet, or nothing that we could judge
+    return [
+        f"{path} has a mean of {mean:.0f} HU for CT: nnU-Net counts ignore as foreground. Run nnunet_multimodal "
+        f"scribbles fingerprint -d {folder.name}, then plan and preprocess again."
+        for mean in means
+    ]
 
 
 def check_dense(folder: Path, labels: Mapping[str, Any], label_files: Mapping[str, Path]) -> list[str]:
