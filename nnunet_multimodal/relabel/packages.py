@@ -5,7 +5,7 @@ batches/batch_001/labels_itksnap.txt    label descriptions for ITK-SNAP
 batches/batch_001/labels_slicer.ctbl    colour table for 3D Slicer
 batches/batch_001/CASE/image.nii.gz     a link
 batches/batch_001/CASE/mask.nii.gz      the proposal: correct this file, and save it under this name
-batches/batch_001/CASE/doubt.nii.gz     where the folds disagree, in per cent
+batches/batch_001/CASE/doubt.nii.gz     where the model doubts, in per cent
 batches/batch_001/CASE/worst.png        the slices with most doubt
 """
 

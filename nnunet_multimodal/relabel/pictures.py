@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -110,7 +111,7 @@ def curve(values: Mapping[str, Sequence[tuple[float, float]]], across: str, up: 
         axes.set_ylim(min(0.0, lowest) if lowest < 0.5 else 0.5, 1.0)
     else:
         axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_cycles(axes, [x for points in values.values() for x, _ in points])
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     if len(values) > 1:
@@ -143,11 +144,17 @@ def efforts(of_cycles: Mapping[int, Sequence[float]], up: str, marks: Mapping[in
     axes.set_xlabel("cycle of the model that proposed")
     axes.set_ylabel(up)
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_cycles(axes, [*of_cycles])
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(handles=handles, fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
+
+
+def _whole_cycles(axes: Any, cycles: Sequence[float]) -> None:
+    """Ticks at whole numbers, also where there is one cycle only."""
+    axes.set_xlim(min(cycles) - 0.5, max(cycles) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,7 +1,7 @@
 """Predict cases of the pool: a mask, a map of doubt and a score for each, in files that are there whole or not at all.
 
 CASE.nii.gz          the mask, in the project's labels
-CASE.doubt.nii.gz    where the folds disagree, in per cent
+CASE.doubt.nii.gz    where the folds disagree (of one: the entropy), in per cent
 CASE.json            score and image; it comes last and says that the others are there
 
 No process needs the ledger for this, so the shards of several machines write into one folder.
