@@ -17,12 +17,18 @@ PRED and REF are folders (a case is the path in the folder, without .nii.gz) or 
 summary.csv, evaluation.json and report.html. An organ that is missed has DSC and NSD 0, and its distances are counted
 as undefined. A prediction that is missing or cannot be used (damaged, on another grid, no whole numbers) counts as an
 empty one; a case whose reference cannot be used is not in any mean. All of these are listed, and the command ends
-with 1."""
+with 1. Organs that come in a left and a right are checked in the predictions: exchanged, astray, in pieces, of very
+different volumes.
+
+Several models: --compare NAME=DIR adds further folders of predictions for the same REF. OUT/NAME then holds each one's
+own evaluation, and OUT comparison.csv, significance.csv, comparison.json and comparison.html: means side by side, box
+plots, and Wilcoxon's paired test of each two models, over all organs and organ by organ (Holm's correction)."""
 
 EXAMPLE = """\
 nnunet_multimodal evaluate PREDICTIONS labelsTs -o RESULTS
 nnunet_multimodal evaluate PREDICTIONS labels -o RESULTS --label-names liver=1 kidneys=2,3 --tolerance 2 liver=3 \\
-    --modality-pattern '^(?P<modality>[^/]+)/' --in-distribution T1w"""
+    --modality-pattern '^(?P<modality>[^/]+)/' --in-distribution T1w
+nnunet_multimodal evaluate OURS labelsTs -o RESULTS --name ours --compare stock=STOCK --below 0.7"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument(
         "--label-names", type=_name_and_ids, nargs="+", metavar="NAME=ID", help="or NAME=ID,ID for a region; ignore=ID"
     )
+    models = parser.add_argument_group("several models")
+    models.add_argument(
+        "--compare",
+        type=_named_folder,
+        nargs="+",
+        default=[],
+        metavar="NAME=DIR",
+        help="further folders of predictions",
+    )
+    models.add_argument("--name", metavar="NAME", help="of PRED beside them (default: its folder's)")
     how = parser.add_argument_group("measures")
     how.add_argument(
         "--tolerance", nargs="+", default=["2"], metavar="MM", help="of NSD; NAME=MM for single organs (default: 2)"
@@ -51,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--distance-when-missed", type=_distance, metavar="MM", help="HD95 and ASD of a missed organ, or 'diagonal'"
     )
+    how.add_argument("--below", type=_dice, metavar="DSC", help="count the cases with a lower DSC, such as 0.7")
     how.add_argument(
         "--resample-to-reference", action="store_true", help="bring predictions onto another grid by nearest neighbour"
     )
@@ -69,9 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from nnunet_multimodal.evaluation.compare import evaluate_models
     from nnunet_multimodal.evaluation.evaluate import evaluate_folders
     from nnunet_multimodal.evaluation.labels import labels_from, labels_from_file, read_json
-    from nnunet_multimodal.evaluation.terminal import describe
+    from nnunet_multimodal.evaluation.terminal import describe, describe_comparison
 
     labels = None
     if args.labels_json is not None:
@@ -84,29 +102,55 @@ def run(args: argparse.Namespace) -> int:
         modality_map = read_json(args.modality_map)
         if not all(isinstance(value, str) for value in modality_map.values()):
             raise UsageError(f'{args.modality_map} must map cases to modalities: {{"case_001": "T1w", ...}}.')
-    content = evaluate_folders(
-        args.prediction,
-        args.reference,
-        args.output,
-        labels,
-        tolerance=tolerance,
-        tolerances=tolerances,
-        surface=args.surface,
-        modality_map=modality_map,
-        modality_pattern=args.modality_pattern,
-        in_distribution=args.in_distribution,
-        distance_when_missed=args.distance_when_missed,
-        resample_to_reference=args.resample_to_reference,
-        images=args.images,
-        report=not args.no_report,
-        jobs=args.jobs,
-    )
-    table, problems = describe(content)
+    options = {
+        "tolerance": tolerance,
+        "tolerances": tolerances,
+        "surface": args.surface,
+        "modality_map": modality_map,
+        "modality_pattern": args.modality_pattern,
+        "in_distribution": args.in_distribution,
+        "distance_when_missed": args.distance_when_missed,
+        "resample_to_reference": args.resample_to_reference,
+        "below": args.below,
+        "images": args.images,
+        "report": not args.no_report,
+        "jobs": args.jobs,
+    }
+    if args.name is not None and not args.compare:
+        raise UsageError("--name is of PRED beside others: give --compare, too.")
+    if args.compare:
+        models = _unique([(args.name or args.prediction.resolve().name, args.prediction), *args.compare], "--compare")
+        content = evaluate_models(models, args.reference, args.output, labels, **options)
+        table, problems = describe_comparison(content)
+        contents = [*content["models"].values()]
+        names = ("comparison.json", "comparison.html")
+    else:
+        content = evaluate_folders(args.prediction, args.reference, args.output, labels, **options)
+        table, problems = describe(content)
+        contents, names = [content], ("evaluation.json", "report.html")
     print(table)
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(args.output / ("evaluation.json" if args.no_report else "report.html"))
-    return 1 if content["missing_predictions"] or content["without_reference"] or content["failed"] else 0
+    print(args.output / names[not args.no_report])
+    return int(any(each["missing_predictions"] or each["without_reference"] or each["failed"] for each in contents))
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    """``stock=PREDICTIONS``"""
+    name, equals, folder = text.partition("=")
+    if not name or not equals or not folder:
+        raise argparse.ArgumentTypeError(f"'{text}': expected NAME=DIR, such as stock=PREDICTIONS")
+    return name, Path(folder)
+
+
+def _dice(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a DSC above 0, at most 1")
+    return value
 
 
 def _name_and_ids(text: str) -> tuple[str, int | list[int]]:

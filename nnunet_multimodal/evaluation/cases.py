@@ -12,6 +12,7 @@ import numpy as np
 
 from nnunet_multimodal.conversion.dataset import first_names
 from nnunet_multimodal.conversion.images import SUFFIXES, Volume, compare_geometry, read_labels, split_suffix
+from nnunet_multimodal.data.side_checks import check_sides
 from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
 from nnunet_multimodal.evaluation.labels import Labels
 from nnunet_multimodal.evaluation.measures import MISSED, Measures, measure
@@ -60,6 +61,8 @@ class CaseResult:
         unknown: ``prediction`` and ``reference`` -> undeclared value -> voxels; they were taken for background.
         resampled: what differed, if the prediction was resampled.
         failed: what is wrong with the files.
+        sides: what is odd about left and right in the prediction (``SideFinding``), each with ``in_reference``: whether
+            the reference is odd in the same way, as a horseshoe kidney is.
     """
 
     name: str
@@ -69,6 +72,7 @@ class CaseResult:
     unknown: dict[str, dict[str, int]] = field(default_factory=dict)
     resampled: str | None = None
     failed: str | None = None
+    sides: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self, modality: str) -> dict[str, Any]:
         content = asdict(self)
@@ -156,6 +160,7 @@ def evaluate_case(case: Case, settings: Settings) -> CaseResult:
         if case.prediction is not None:
             try:
                 prediction, result.resampled = read_prediction(case.prediction, reference, settings.resample)
+                result.sides = _side_findings(prediction, reference, settings.labels)
             except _UNUSABLE as error:
                 result.failed = _why(error)
         result.unknown = _unknown(prediction, reference, settings.labels)
@@ -279,6 +284,12 @@ def _check_size(volume: Volume) -> None:
             f"{volume.path} is no label map: {int(wrong.sum())} voxels are beyond {LARGEST}, the first "
             f"{volume.data[wrong][0]:.7g}. Export it again with the labels' ids."
         )
+
+
+def _side_findings(prediction: Volume, reference: Volume, labels: Labels) -> list[dict[str, Any]]:
+    found, true = (check_sides(volume.data, labels.organs, reference.affine) for volume in (prediction, reference))
+    known = {(finding.kind, finding.left) for finding in true}
+    return [finding.as_json() | {"in_reference": (finding.kind, finding.left) in known} for finding in found]
 
 
 def _unknown(prediction: Volume, reference: Volume, labels: Labels) -> dict[str, dict[str, int]]:

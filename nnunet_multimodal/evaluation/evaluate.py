@@ -60,6 +60,7 @@ def evaluate_folders(
     in_distribution: Sequence[str] = (),
     distance_when_missed: float | str | None = None,
     resample_to_reference: bool = False,
+    below: float | None = None,
     images: str | Path | None = None,
     report: bool = True,
     jobs: int = 1,
@@ -82,6 +83,7 @@ def evaluate_folders(
         in_distribution: modalities that were seen in training.
         distance_when_missed: HD95 and ASD in mm of a missed organ, or ``diagonal``; None keeps it out of the means.
         resample_to_reference: bring predictions on another grid onto the reference's by nearest neighbour.
+        below: count the cases whose DSC is lower than this.
         images: folder of images with the cases' names, for the report's pictures.
         report: whether to write report.html.
         jobs: processes. With more than one, a script needs ``if __name__ == "__main__":``.
@@ -91,7 +93,8 @@ def evaluate_folders(
         The content of evaluation.json: ``settings``, ``counts``, ``mean`` (all cases, all organs), ``summary`` (rows of
         scope, name, organ), ``cases``, ``missing_predictions``, ``without_reference``, ``failed`` (case -> what is
         wrong; a prediction that cannot be used counts as an empty one), ``left_out`` (the failed cases that are in no
-        mean: their reference cannot be used), ``notes``. Undefined is None.
+        mean: their reference cannot be used), ``sides`` (odd lefts and rights: ``kind`` -> the cases in which the
+        prediction is odd and the reference is not), ``notes``. Undefined is None.
 
     Raises:
         UsageError: an argument does not fit, or dataset.json files contradict each other.
@@ -100,7 +103,7 @@ def evaluate_folders(
     """
     prediction, reference = Path(prediction), Path(reference)
     output = Path(output) if output is not None else None
-    _check_arguments(surface, distance_when_missed, jobs, images)
+    _check_arguments(surface, distance_when_missed, jobs, images, below)
     cases, without_reference = pair_cases(prediction, reference)
     if output is not None:
         _check_output(output)
@@ -118,7 +121,7 @@ def evaluate_folders(
     if all(result.failed for result in results if result.prediction is not None):
         raise DataProblem(numbered("No case could be measured:", [str(problem) for problem in failed.values()]))
     left_out = [result.name for result in results if not result.organs]
-    rows = summarize(results, modality_of, grouped, chosen.organs)
+    rows = summarize(results, modality_of, grouped, chosen.organs, below)
     overall = find_row(rows)
     missing = [case.name for case in cases if case.prediction is None]
     content = plain(
@@ -136,6 +139,7 @@ def evaluate_folders(
                 "modality_pattern": modality_pattern,
                 "distance_when_missed": distance_when_missed,
                 "resample_to_reference": resample_to_reference,
+                "below": below,
                 "images": str(images) if images is not None else None,
             },
             "definitions": {"means": MEANS, "surface": DEFINITIONS[surface], "states": STATES},
@@ -157,6 +161,7 @@ def evaluate_folders(
             "without_reference": without_reference,
             "failed": failed,
             "left_out": left_out,
+            "sides": odd_sides(results),
             "notes": notes,
             "unknown_labels": {what: _total(results, what) for what in ("prediction", "reference")},
             "without_modality": [name for name, m in modality_of.items() if modalities and m == UNKNOWN],
@@ -165,7 +170,7 @@ def evaluate_folders(
     )
     if output is not None:
         with all_or_none(output) as folder:
-            write_tables(folder, results, modality_of, rows, settings)
+            write_tables(folder, results, modality_of, rows, settings, below)
             if report:
                 from nnunet_multimodal.evaluation.report import write_report
 
@@ -176,13 +181,32 @@ def evaluate_folders(
     return content
 
 
-def _check_arguments(surface: str, distance: float | str | None, jobs: int, images: str | Path | None) -> None:
+def choose_labels(prediction: Path, reference: Path, labels: Mapping[str, Ids] | Labels | None = None) -> Labels:
+    """The labels that ``evaluate_folders`` would measure; raises what it would about labels and folders."""
+    cases, _ = pair_cases(prediction, reference)
+    return _labels(labels, _dataset_jsons(prediction, reference), cases)
+
+
+def odd_sides(results: Sequence[CaseResult]) -> dict[str, list[str]]:
+    """What is odd about left and right -> the cases in which it is so in the prediction and not in the reference."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        for kind in dict.fromkeys(each["kind"] for each in result.sides if not each["in_reference"]):
+            found.setdefault(kind, []).append(result.name)
+    return dict(sorted(found.items()))
+
+
+def _check_arguments(
+    surface: str, distance: float | str | None, jobs: int, images: str | Path | None, below: float | None
+) -> None:
     if surface not in DEFINITIONS:
         raise UsageError(f"surface must be {' or '.join(DEFINITIONS)}, found {surface!r}.")
     if isinstance(distance, str) and distance != DIAGONAL:
         raise UsageError(f"distance_when_missed must be millimetres or '{DIAGONAL}', found {distance!r}.")
     if isinstance(distance, (int, float)) and not 0 <= distance < float("inf"):
         raise UsageError(f"distance_when_missed must be 0 mm or more, found {distance:g}.")
+    if below is not None and not 0 < below <= 1:
+        raise UsageError(f"below is a DSC above 0, at most 1; found {below:g}.")
     if jobs < 1:
         raise UsageError(f"jobs counts processes and must be at least 1, found {jobs}.")
     if images is not None and not Path(images).exists():

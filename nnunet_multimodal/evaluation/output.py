@@ -50,9 +50,11 @@ def write_tables(
     modality_of: Mapping[str, str],
     rows: Sequence[Mapping[str, Any]],
     settings: Settings,
+    below: float | None = None,
 ) -> None:
     """Undefined is an empty cell, the distance of a missed organ ``inf``; the status says which."""
     definition = {"surface": settings.surface}
+    columns = SUMMARY_COLUMNS if below is None else (*SUMMARY_COLUMNS, "below", "below_share", "below_dsc")
     write_csv(
         folder / "cases.csv",
         CASE_COLUMNS,
@@ -72,8 +74,8 @@ def write_tables(
     )
     write_csv(
         folder / "summary.csv",
-        SUMMARY_COLUMNS,
-        ({**row, "tolerance_mm": _tolerance(row["organ"], settings), **definition} for row in rows),
+        columns,
+        ({**row, "tolerance_mm": _tolerance(row["organ"], settings), "below_dsc": below, **definition} for row in rows),
     )
 
 

@@ -13,6 +13,7 @@ from nnunet_multimodal.conversion.images import SUFFIXES, Volume, compare_geomet
 from nnunet_multimodal.errors import DataProblem
 from nnunet_multimodal.evaluation.cases import Case, Settings, describe_grids, read_prediction, read_reference
 from nnunet_multimodal.evaluation.measures import BOTH_EMPTY
+from nnunet_multimodal.evaluation.terminal import probability, share_below
 
 WORST = 6
 _TEMPLATE = "report.html.jinja"
@@ -30,20 +31,29 @@ def write_report(
         settings: what they were measured with.
         images: folder (or file, for one case) of images to draw on; None draws on the label maps.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"score": _score, "mm": _mm}
-    page = environment.get_template(_TEMPLATE).render(
-        content=content,
-        plots=_plots(content),
-        worst=_worst(content, {case.name: case for case in cases}, settings, images),
-        tolerances=_tolerances(settings.tolerances),
+    page = (
+        environment()
+        .get_template(_TEMPLATE)
+        .render(
+            content=content,
+            plots=_plots(content),
+            worst=_worst(content, {case.name: case for case in cases}, settings, images),
+            tolerances=describe_tolerances(settings.tolerances),
+        )
     )
     with written_whole(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def environment() -> Any:
+    """Jinja's, for the templates beside this file: all that comes from outside is escaped, nothing may be missing."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    made.filters |= {"score": _score, "mm": _mm, "below": share_below, "p": probability}
+    return made
 
 
 def _plots(content: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -52,7 +62,7 @@ def _plots(content: Mapping[str, Any]) -> list[dict[str, str]]:
     organs = [*content["settings"]["labels"]]
     modalities = sorted({case["modality"] for case in content["cases"] if case["organs"]})
     settings = content["settings"]
-    nsd = f"NSD (surface {settings['surface']}, {_tolerances(settings['tolerances_mm'])})"
+    nsd = f"NSD (surface {settings['surface']}, {describe_tolerances(settings['tolerances_mm'])})"
     plots = []
     for metric, title in (("dsc", "DSC"), ("nsd", nsd)):
         values: dict[str, dict[str, list[float]]] = {o: {m: [] for m in modalities} for o in organs}
@@ -60,7 +70,7 @@ def _plots(content: Mapping[str, Any]) -> list[dict[str, str]]:
             for organ, measures in case["organs"].items():
                 if measures[metric] is not None:
                     values[organ][case["modality"]].append(measures[metric])
-        plots.append({"title": title, "picture": _embed(box_plots(values, title))})
+        plots.append({"title": title, "picture": embed(box_plots(values, title))})
     return plots
 
 
@@ -83,7 +93,7 @@ def _worst(
             prediction, _ = read_prediction(Path(case["prediction"]), reference, settings.resample)
             image, note = _image(images, case["case"], reference)
             ids = settings.labels.organs[organ]
-            picture = _embed(overlay(prediction.data, reference, [ids] if isinstance(ids, int) else ids, image))
+            picture = embed(overlay(prediction.data, reference, [ids] if isinstance(ids, int) else ids, image))
         except (DataProblem, OSError) as problem:  # changed since it was measured
             picture, note = None, str(problem)
         worst.append({**case, "organ": organ, **case["organs"][organ], "picture": picture, "note": note})
@@ -111,7 +121,7 @@ def _image(images: Path | None, case: str, reference: Volume) -> tuple[np.ndarra
     return image.data, None
 
 
-def _tolerances(tolerances: Mapping[str, float]) -> str:
+def describe_tolerances(tolerances: Mapping[str, float]) -> str:
     """``2 mm``, or ``2 mm, liver 3 mm``: the most frequent, then those that differ."""
     values = [*tolerances.values()]
     usual = max(sorted({*values}), key=values.count)
@@ -119,7 +129,8 @@ def _tolerances(tolerances: Mapping[str, float]) -> str:
     return ", ".join([f"tolerance {usual:g} mm", *others])
 
 
-def _embed(png: bytes) -> str:
+def embed(png: bytes) -> str:
+    """A picture as the ``src`` of an image."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 

@@ -32,6 +32,7 @@ def summarize(
     modality_of: Mapping[str, str],
     groups: Mapping[str, Sequence[str]],
     organs: Iterable[str],
+    below: float | None = None,
 ) -> list[dict[str, Any]]:
     """One row for each scope (all cases, group, modality) and organ.
 
@@ -41,10 +42,12 @@ def summarize(
         modality_of: case -> modality.
         groups: name -> modalities.
         organs: names, in the order of the rows.
+        below: count the cases whose DSC is lower than this (for all organs: whose own mean is).
 
     Returns:
         Rows of ``scope`` (all, group, modality), ``name``, ``organ``, ``cases``, then mean, sd and n of each metric and
-        the number of cases in each state; None where nothing is defined.
+        the number of cases in each state; None where nothing is defined. With ``below``, also how many cases are below
+        it and which share of those with a DSC that is, ``below`` and ``below_share``.
     """
     organs = [*organs]
     measured = [result for result in results if result.organs]
@@ -55,8 +58,8 @@ def summarize(
     rows = []
     for scope, name, members in scopes:
         chosen = [result for result in measured if modality_of[result.name] in members]
-        of_organs = [_row([result.organs[organ] for result in chosen]) for organ in organs]
-        for organ, row in zip([ALL_ORGANS, *organs], [_mean_row(chosen, of_organs), *of_organs]):
+        of_organs = [_row([result.organs[organ] for result in chosen], below) for organ in organs]
+        for organ, row in zip([ALL_ORGANS, *organs], [_mean_row(chosen, of_organs, below), *of_organs]):
             rows.append({"scope": scope, "name": name, "organ": organ, **row})
     return rows
 
@@ -68,27 +71,42 @@ def find_row(
     return next(row for row in rows if (row["scope"], row["name"], row["organ"]) == (scope, name, organ))
 
 
-def _row(measures: Sequence[Measures]) -> dict[str, Any]:
+def _row(measures: Sequence[Measures], below: float | None) -> dict[str, Any]:
     """One organ over its cases."""
     row: dict[str, Any] = {"cases": len(measures)}
     for metric in METRICS:
         values = _defined(getattr(m, metric) for m in measures)
         row |= {f"{metric}_mean": _mean(values), f"{metric}_sd": _sd(values), f"{metric}_n": len(values)}
-    return row | {state: sum(m.status == state for m in measures) for state in STATES}
+    row |= {state: sum(m.status == state for m in measures) for state in STATES}
+    return row | _below(_defined(m.dsc for m in measures), below)
 
 
-def _mean_row(results: Sequence[CaseResult], of_organs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _mean_row(
+    results: Sequence[CaseResult], of_organs: Sequence[dict[str, Any]], below: float | None
+) -> dict[str, Any]:
     """All organs: the mean of means; n counts the values behind them."""
     row: dict[str, Any] = {"cases": len(results)}
+    of_cases = {}
     for metric in METRICS:
         means = _defined(organ[f"{metric}_mean"] for organ in of_organs)
-        of_cases = (_mean(_defined(getattr(m, metric) for m in result.organs.values())) for result in results)
+        of_cases[metric] = _defined(
+            _mean(_defined(getattr(m, metric) for m in result.organs.values())) for result in results
+        )
         row |= {
             f"{metric}_mean": _mean(means),
-            f"{metric}_sd": _sd(_defined(of_cases)),
+            f"{metric}_sd": _sd(of_cases[metric]),
             f"{metric}_n": sum(organ[f"{metric}_n"] for organ in of_organs),
         }
-    return row | {state: sum(organ[state] for organ in of_organs) for state in STATES}
+    row |= {state: sum(organ[state] for organ in of_organs) for state in STATES}
+    return row | _below(of_cases["dsc"], below)
+
+
+def _below(values: Sequence[float], limit: float | None) -> dict[str, Any]:
+    """How many cases are below a limit, and their share; nothing where nobody asked."""
+    if limit is None:
+        return {}
+    count = sum(value < limit for value in values)
+    return {"below": count, "below_share": count / len(values) if values else None}
 
 
 def _defined(values: Iterable[float | None]) -> list[float]:
