@@ -1,12 +1,12 @@
 """The CRF losses against the same sum in the way of public code, which unfolds the image: a copy for each neighbour.
 
-    python benchmarks/crf.py [--rounds 5]
+    python benchmarks/crf.py [--rounds 5] [--data ../shared/data]
 
 A step is forward and backward, window 11 x 11, on one thread, in 2d [12, C, 256, 256] and in three views
 [2, C, 32, 128, 128], C = 4 and 14. Unfolding does not fit a usual machine at these sizes (4 GB and up for each view);
-it works on UNFOLDED, 65 536 voxels, and time and memory for each voxel are compared. The two take turns in one process,
-and what counts is processor time, for other work on the machine slows both. Peak memory is that of a process of its
-own beyond the inputs, gradient included.
+it works on as much as takes some 2 GB, and time and memory for each voxel are compared. The two take turns in one
+process, and what counts is processor time, for other work on the machine slows both. Peak memory is that of a process
+of its own beyond the inputs, gradient included.
 
 Differences in value and gradient are measured, too: against a loop over neighbours in double precision, and, for the
 gradient, against unfolding, whose value counts neighbours outside the image as a constant.
@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import process_time
 
+import nibabel
 import torch
 from common import write_result
 from torch import Tensor
@@ -36,12 +37,19 @@ from torch.nn import functional as F
 
 from nnunet_multimodal.losses import GatedCRFLoss, MultiViewCRFLoss
 
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 RADIUS, SIGMA_XY, SIGMA_INTENSITY = 5, 6.0, 0.1
 OURS, UNFOLD = "ours", "unfold"
 SHAPES = {"2d": (12, 256, 256), "3d": (2, 32, 128, 128)}
-UNFOLDED = {"2d": (1, 256, 256), "3d": (1, 16, 64, 64)}
+UNFOLDED = {
+    ("2d", 4): (4, 256, 256),
+    ("2d", 14): (2, 256, 256),
+    ("3d", 4): (1, 32, 64, 128),
+    ("3d", 14): (1, 16, 64, 64),
+}
 CLASSES = (4, 14)
-IMAGES = {"uniform": lambda x: x, "z-scored": lambda x: (x - 0.5) * math.sqrt(12)}  # of a uniform image in [0, 1]
+# uniform: noise in [0, 1]. noise: the same with mean 0 and deviation 1. real: T2 MR, mean 0 and deviation 1 by case
+IMAGES = ("uniform", "noise", "real")
 
 
 def unfold_2d(p: Tensor, image: Tensor) -> Tensor:
@@ -82,18 +90,36 @@ def our_step(p: Tensor, image: Tensor) -> None:
 STEPS: dict[str, Callable[[Tensor, Tensor], None]] = {OURS: our_step, UNFOLD: unfold_step}
 
 
-def inputs(name: str, way: str, classes: int, intensities: str = "uniform") -> tuple[Tensor, Tensor]:
-    batch, *size = (SHAPES if way == OURS else UNFOLDED)[name]
+def inputs(name: str, way: str, classes: int, kind: str = "uniform", data: Path | None = None) -> tuple[Tensor, Tensor]:
+    batch, *size = SHAPES[name] if way == OURS else UNFOLDED[name, classes]
     draw = torch.Generator().manual_seed(0)
     p = torch.randn(batch, classes, *size, generator=draw).softmax(1).requires_grad_()
-    return p, IMAGES[intensities](torch.rand(batch, 1, *size, generator=draw))
+    if kind == "real":
+        return p, real_images(data, batch, size)
+    image = torch.rand(batch, 1, *size, generator=draw)
+    return p, image if kind == "uniform" else (image - 0.5) * math.sqrt(12)
 
 
-def measure_times(name: str, classes: int, intensities: str, rounds: int) -> dict[str, float]:
+def real_images(folder: Path, batch: int, size: list[int]) -> Tensor:
+    """The middle of the first cases of abdomen_mr_t2, [batch, 1, ...size]: of slices in 2d, of volumes in 3d."""
+    images: list[Tensor] = []
+    for path in sorted((folder / "abdomen_mr_t2/images").glob("*.nii.gz")):
+        volume = torch.from_numpy(nibabel.load(path).get_fdata(dtype="float32")).permute(2, 1, 0)
+        volume = (volume - volume.mean()) / volume.std()
+        depth = size[0] if len(size) == 3 else 4
+        if len(volume) >= depth and len(images) < batch:
+            middle = [
+                slice((n - want) // 2, (n - want) // 2 + want) for n, want in zip(volume.shape, (depth, *size[-2:]))
+            ]
+            images += [volume[tuple(middle)]] if len(size) == 3 else volume[tuple(middle)].unbind()
+    return torch.stack(images[:batch]).unsqueeze(1).contiguous()
+
+
+def measure_times(name: str, classes: int, kind: str, args: argparse.Namespace) -> dict[str, float]:
     """Nanoseconds of processor time for each voxel, medians, the two in turn; one round before does not count."""
-    given = {way: inputs(name, way, classes, intensities) for way in STEPS}
+    given = {way: inputs(name, way, classes, kind, args.data) for way in STEPS}
     times: dict[str, list[float]] = {way: [] for way in STEPS}
-    for number in range(rounds + 1):
+    for number in range(args.rounds + 1):
         for way, step in STEPS.items():
             p, image = given[way]
             p.grad = None
@@ -170,6 +196,7 @@ def largest_differences() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", type=Path, default=DATA, help="real images; left out if missing")
     parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -180,14 +207,15 @@ def main() -> None:
     result: dict[str, object] = {"differences": largest_differences()}
     print(json.dumps(result))
     for name, classes in itertools.product(SHAPES, CLASSES):
-        found: dict[str, object] = {"ours": [*SHAPES[name]], "unfold": [*UNFOLDED[name]]}
-        found |= {of: measure_times(name, classes, of, args.rounds) for of in IMAGES}
+        found: dict[str, object] = {"ours": [*SHAPES[name]], "unfold": [*UNFOLDED[name, classes]]}
+        kinds = IMAGES if args.data.is_dir() else IMAGES[:2]
+        found |= {kind: measure_times(name, classes, kind, args) for kind in kinds}
         found["memory"] = measure_memory(name, classes)
         print(name, classes, json.dumps(found))
         result[f"{name}_{classes}_classes"] = found
     note = (
         "forward and backward, radius 5, one kernel; processor time, in turn; shapes are [B, ...size]; uniform: image "
-        "in [0, 1], z-scored: the same with mean 0 and deviation 1, where unfolding meets denormal numbers; "
+        "in [0, 1]; noise: the same with mean 0 and deviation 1; real: T2 MR slices, mean 0 and deviation 1 by case; "
         "extra_over_p: peak beyond the inputs, gradient included, as multiple of the probabilities, in a process "
         "of its own"
     )

@@ -111,16 +111,15 @@ def pair_energy(p: Tensor, image: Tensor, planes: Sequence[Plane]) -> Tensor:
 class _PairEnergy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, p: Tensor, image: Tensor, planes: Sequence[Plane]) -> Tensor:
-        classes = p.shape[1]
         missing = 1 - p.sum(1)
-        summing_to_one = bool(missing.abs().max() <= 8 * torch.finfo(p.dtype).eps)  # up to what softmax rounds
-        sums = p.new_zeros(len(p), classes + (not summing_to_one), *p.shape[2:])  # q, and k where it is needed
+        summing_to_one = missing.abs().max() <= 8 * torch.finfo(p.dtype).eps  # up to what softmax rounds
+        q = torch.zeros_like(p)  # in the layout of p, so that autograd keeps what backward returns instead of a copy
+        k = None if summing_to_one else torch.zeros_like(missing)
         for plane in planes:
-            _add_products(p, image, sums, plane)
-        q = sums[:, :classes]
-        energy = torch.zeros_like(missing) if summing_to_one else missing.mul_(sums[:, classes])
-        for c in range(classes):
-            energy.addcmul_(1 - p[:, c], q[:, c])
+            _add_products(p, image, q, k, plane)
+        energy = torch.zeros_like(missing) if k is None else missing.mul_(k)
+        for p_class, q_class in zip(p.unbind(1), q.unbind(1)):
+            energy.addcmul_(1 - p_class, q_class)
         ctx.save_for_backward(q)
         return energy.sum()
 
@@ -131,8 +130,8 @@ class _PairEnergy(torch.autograd.Function):
         return q * (-2 * grad), None, None
 
 
-def _add_products(p: Tensor, image: Tensor, sums: Tensor, plane: Plane) -> None:
-    """sums += K p over all offsets of a plane, block by block; where sums has one channel more, K 1 comes there."""
+def _add_products(p: Tensor, image: Tensor, q: Tensor, k: Tensor | None, plane: Plane) -> None:
+    """q += K p and k += K 1 over all offsets of a plane, block by block."""
     if not plane.offsets:
         return
     order = (0, 1 + plane.a, *(1 + axis for axis in range(3) if axis != plane.a))
@@ -142,13 +141,15 @@ def _add_products(p: Tensor, image: Tensor, sums: Tensor, plane: Plane) -> None:
     reach = min(max(offset.a for offset in plane.offsets), height - 1)
     margin = min(max(abs(offset.b) for offset in plane.offsets), width - 1)
     limit = BLOCK * torch.get_num_threads() if p.device.type == "cpu" else BLOCK_ELSEWHERE
-    voxels = limit // sums.shape[1]
+    classes = p.shape[1] + (k is not None)
+    voxels = limit // classes
     depth = max(1, min(slices, voxels // (height * (width + margin))))
     rows = max(1, min(height, voxels // (depth * (width + margin))))
-    room = _Room(sums, image, min(rows + reach, height) * depth * (width + margin))
+    room = _Room(p, classes, image.shape[1], min(rows + reach, height) * depth * (width + margin))
     blocks: dict[tuple[int, ...], _Block] = {}
     for entry in range(len(p)):
-        volumes = [x[entry].permute(order) for x in (p, image, sums)]
+        volumes = [x[entry].permute(order) for x in (p, image, q)]
+        volume_k = None if k is None else k[entry].unsqueeze(0).permute(order)
         for s in range(0, slices, depth):
             for top in range(0, height, rows):
                 across = slice(s, min(s + depth, slices))
@@ -157,18 +158,19 @@ def _add_products(p: Tensor, image: Tensor, sums: Tensor, plane: Plane) -> None:
                 key = (down.stop - top, across.stop - s, min(rows, height - top))
                 if key not in blocks:
                     blocks[key] = _Block(room, plane, *key, width, margin)
-                blocks[key].add(*(volume[where] for volume in volumes))
+                part_p, part_image, part_q = (volume[where] for volume in volumes)
+                blocks[key].add(part_p, part_image, part_q, None if volume_k is None else volume_k[where])
 
 
 class _Room:
     """The memory that all blocks work in, one after the other."""
 
-    def __init__(self, sums: Tensor, image: Tensor, voxels: int) -> None:
-        self.classes, self.channels = sums.shape[1], image.shape[1]
-        self.p, self.q = (sums.new_empty(self.classes * voxels) for _ in range(2))
-        self.image = sums.new_empty(self.channels * voxels)
-        self.scratch = sums.new_empty(3, RUN * voxels)
-        self.zero, self.one = sums.new_zeros(1), sums.new_ones(1)
+    def __init__(self, like: Tensor, classes: int, channels: int, voxels: int) -> None:
+        self.classes, self.channels = classes, channels
+        self.p, self.q = (like.new_empty(classes * voxels) for _ in range(2))
+        self.image = like.new_empty(channels * voxels)
+        self.scratch = like.new_empty(3, RUN * voxels)
+        self.zero, self.one = like.new_zeros(1), like.new_ones(1)
 
 
 class _Pairs(NamedTuple):
@@ -242,11 +244,11 @@ class _Block:
         of = self.room.one.new_tensor
         return _Run(image, exponent, difference, total, of(constants)[:, None], of(factors)[..., None], pairs)
 
-    def add(self, p: Tensor, image: Tensor, sums: Tensor) -> None:
-        """sums += K p, as above, for the pairs whose first voxel lies in the block's own rows."""
+    def add(self, p: Tensor, image: Tensor, q: Tensor, k: Tensor | None) -> None:
+        """q += K p and k += K 1 for the pairs whose first voxel lies in the block's own rows."""
         self.p.zero_()
         self.p_inside[: len(p)] = p
-        self.p_inside[len(p) :] = 1  # the class that is 1 everywhere, if there is room for it
+        self.p_inside[len(p) :] = 1  # the class that is 1 everywhere, where k is wanted
         self.image.zero_()
         self.image_inside.copy_(image).mul_(self.plane.scale)
         self.q.zero_()
@@ -255,7 +257,9 @@ class _Block:
             for weight, factor, p_here, p_there, q_here, q_there in run.pairs:
                 q_here.addcmul_(weight, p_there, value=factor)
                 q_there.addcmul_(weight, p_here, value=factor)
-        sums += self.q_inside
+        q += self.q_inside[: len(p)]
+        if k is not None:
+            k += self.q_inside[len(p) :]
 
     def _weigh(self, run: _Run) -> None:
         """Computes the weights of a run's pairs.
