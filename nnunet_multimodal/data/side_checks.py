@@ -49,25 +49,29 @@ class SideFinding:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A connected component (26 neighbours) of a mask.
+class Pieces:
+    """The connected components (26 neighbours) of an organ.
 
     Attributes:
-        box: where it lies in the label map.
-        inside: bool, of the box's shape.
-        voxels: how many.
-        centre: mm towards the patient's right, front and head (RAS).
+        box: where they lie in the label map.
+        components: number of the component that each voxel of the box belongs to; 0 for none.
+        voxels: [n], of component 1, 2, ...
+        centres: [n, 3], mm towards the patient's right, front and head (RAS).
     """
 
     box: tuple[slice, ...]
-    inside: np.ndarray
-    voxels: int
-    centre: np.ndarray
+    components: np.ndarray
+    voxels: np.ndarray
+    centres: np.ndarray
 
-    def share_left_of(self, midline: float, affine: np.ndarray) -> float:
-        """The share of its voxels to the patient's left of the midline (mm)."""
-        places = np.argwhere(self.inside) + [cut.start for cut in self.box]
-        return float((_towards_right(places, affine) < midline).mean())
+    def __len__(self) -> int:
+        return len(self.voxels)
+
+    def shares_left_of(self, midline: float, affine: np.ndarray) -> np.ndarray:
+        """[n], the share of each one's voxels to the patient's left of the midline (mm)."""
+        z, y, x = (np.arange(cut.start, cut.stop) * affine[0, 2 - axis] for axis, cut in enumerate(self.box))
+        left = z[:, None, None] + y[:, None] + x + affine[0, 3] < midline
+        return np.bincount(self.components[left], minlength=len(self) + 1)[1:] / self.voxels
 
 
 def check_sides(labels: np.ndarray, label_names: Mapping[str, Ids], affine: np.ndarray) -> list[SideFinding]:
@@ -93,7 +97,7 @@ def check_sides(labels: np.ndarray, label_names: Mapping[str, Ids], affine: np.n
     found = find_pairs(labels, label_names, affine)
     middle = midline_of(labels, label_names, affine, found)
     for pair in found:
-        findings += _check_pair(pair, middle if pair.midline is None else pair.midline, affine, labels.shape)
+        findings += _check_pair(pair, middle if pair.midline is None else pair.midline, affine)
     return findings
 
 
@@ -103,16 +107,16 @@ class Pair:
 
     Attributes:
         names, ids: of the left one, then of the right one.
-        pieces: of the left one, then of the right one, the largest first.
-        together: pieces of both taken for one organ: where the labels mix, a piece here is one organ.
-        midline: mm towards the patient's right, halfway between the two largest of ``together``; None if these do not
-            lie beside each other.
+        pieces: of the left one, then of the right one.
+        cut: whether the image ends in one of them.
+        midline: mm towards the patient's right, halfway between the two largest pieces of both taken together, whatever
+            their labels; None if these are not about alike or do not lie beside each other.
     """
 
     names: tuple[str, str]
     ids: tuple[tuple[int, ...], tuple[int, ...]]
-    pieces: tuple[list[Piece], list[Piece]]
-    together: list[Piece]
+    pieces: tuple[Pieces, Pieces]
+    cut: bool
     midline: float | None
 
 
@@ -126,10 +130,11 @@ def find_pairs(labels: np.ndarray, label_names: Mapping[str, Ids], affine: np.nd
         if box is None:
             continue
         inside = labels[box]
-        pieces = tuple(_pieces(np.isin(inside, ids[name]), box, affine) for name in (left, right))
-        together = _pieces(np.isin(inside, ids[left] + ids[right]), box, affine)
-        both = (pieces[0], pieces[1])
-        pairs.append(Pair((left, right), (ids[left], ids[right]), both, together, _between(together)))
+        masks = [np.isin(inside, ids[name]) for name in (left, right)]
+        first, second = (_pieces(mask, box, affine) for mask in masks)
+        together = _pieces(masks[0] | masks[1], box, affine)
+        cut = any(each.start == 0 or each.stop == length for each, length in zip(box, labels.shape))
+        pairs.append(Pair((left, right), (ids[left], ids[right]), (first, second), cut, _between(together)))
     return pairs
 
 
@@ -152,9 +157,9 @@ def midline_of(
     return float(np.median(said)) if said else None
 
 
-def _check_pair(pair: Pair, midline: float | None, affine: np.ndarray, shape: tuple[int, ...]) -> list[SideFinding]:
+def _check_pair(pair: Pair, midline: float | None, affine: np.ndarray) -> list[SideFinding]:
     left, right = pair.names
-    volumes = [sum(piece.voxels for piece in pieces) for pieces in pair.pieces]
+    volumes = [int(pieces.voxels.sum()) for pieces in pair.pieces]
     findings = []
 
     def add(kind: str, text: str) -> None:
@@ -162,51 +167,49 @@ def _check_pair(pair: Pair, midline: float | None, affine: np.ndarray, shape: tu
 
     exchanged = False
     if all(volumes):
-        centres = [float(np.average([p.centre[0] for p in of], weights=[p.voxels for p in of])) for of in pair.pieces]
+        centres = [float(np.average(pieces.centres[:, 0], weights=pieces.voxels)) for pieces in pair.pieces]
         exchanged = centres[0] > centres[1]
         if exchanged:
             add(EXCHANGED, f"{left} lies to the right of {right} (by {centres[0] - centres[1]:.0f} mm)")
     for side, (name, pieces, volume) in enumerate(zip(pair.names, pair.pieces, volumes)):
-        large = [piece for piece in pieces if piece.voxels >= PIECE * volume]
-        if midline is not None and not exchanged:
-            for piece in large:
-                share = piece.share_left_of(midline, affine)
-                if (share if side else 1 - share) >= CLEARLY:
-                    where = "right" if side == 0 else "left"
-                    add(ASTRAY, f"a piece of {name} ({_percent(piece, volume)}) lies on the patient's {where}")
+        large = np.flatnonzero(pieces.voxels >= PIECE * volume)
+        large = large[np.argsort(-pieces.voxels[large], kind="stable")]
+        percent = [f"{100 * voxels / volume:.0f} %" for voxels in pieces.voxels[large]]
+        if midline is not None and not exchanged and volume:
+            on_left = pieces.shares_left_of(midline, affine)[large]
+            for share, size in zip(on_left if side else 1 - on_left, percent):
+                if share >= CLEARLY:
+                    add(ASTRAY, f"a piece of {name} ({size}) lies on the patient's {'left' if side else 'right'}")
         if len(large) > 1:
-            add(PIECES, f"{name} is in {len(large)} pieces ({', '.join(_percent(piece, volume) for piece in large)})")
-    if all(volumes) and max(volumes) > ALIKE * min(volumes) and not _is_cut_off(pair, shape):
+            add(PIECES, f"{name} is in {len(large)} pieces ({', '.join(percent)})")
+    if all(volumes) and max(volumes) > ALIKE * min(volumes) and not pair.cut:
         larger, smaller = (left, right) if volumes[0] > volumes[1] else (right, left)
-        ratio = max(volumes) / min(volumes)
-        add(ASYMMETRIC, f"{larger} is {ratio:.1f} times as large as {smaller}")
+        add(ASYMMETRIC, f"{larger} is {max(volumes) / min(volumes):.1f} times as large as {smaller}")
     return findings
 
 
-def _between(together: Sequence[Piece]) -> float | None:
+def _between(together: Pieces) -> float | None:
     """Halfway between the two largest pieces, if these are about alike and lie beside each other."""
-    if len(together) < 2 or together[0].voxels > ALIKE * together[1].voxels:
+    if len(together) < 2:
         return None
-    x, y, z = together[0].centre - together[1].centre
+    first, second = np.argsort(-together.voxels, kind="stable")[:2]
+    if together.voxels[first] > ALIKE * together.voxels[second]:
+        return None
+    x, y, z = together.centres[first] - together.centres[second]
     if abs(x) <= math.hypot(y, z):
         return None
-    return float(together[0].centre[0] + together[1].centre[0]) / 2
+    return float(together.centres[first][0] + together.centres[second][0]) / 2
 
 
-def _pieces(mask: np.ndarray, box: tuple[slice, ...], affine: np.ndarray) -> list[Piece]:
-    """The connected components of a mask that was cut out of a label map, the largest first."""
+def _pieces(mask: np.ndarray, box: tuple[slice, ...], affine: np.ndarray) -> Pieces:
+    """The connected components of a mask that was cut out of a label map."""
     if not mask.any():
-        return []
+        return Pieces(box, np.zeros(mask.shape, np.uint8), np.zeros(0, int), np.zeros((0, 3)))
     components = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26)
-    numbers = cc3d.statistics(components)
-    pieces = []
-    for index in range(1, len(numbers["voxel_counts"])):
-        own = tuple(numbers["bounding_boxes"][index])
-        place = tuple(slice(cut.start + outer.start, cut.stop + outer.start) for cut, outer in zip(own, box))
-        centre = numbers["centroids"][index] + [outer.start for outer in box]
-        mm = affine[:3, :3] @ centre[::-1] + affine[:3, 3]
-        pieces.append(Piece(place, components[own] == index, int(numbers["voxel_counts"][index]), mm))
-    return sorted(pieces, key=lambda piece: -piece.voxels)
+    numbers = cc3d.statistics(components, no_slice_conversion=True)
+    centres = numbers["centroids"][1:] + [cut.start for cut in box]
+    mm = centres[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
+    return Pieces(box, components, numbers["voxel_counts"][1:].astype(int), mm)
 
 
 def _boxes(labels: np.ndarray, ids: Mapping[str, tuple[int, ...]]) -> dict[int, tuple[slice, ...]]:
@@ -224,12 +227,6 @@ def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...] | None:
     return tuple(slice(min(cut.start for cut in cuts), max(cut.stop for cut in cuts)) for cuts in zip(*boxes))
 
 
-def _is_cut_off(pair: Pair, shape: tuple[int, ...]) -> bool:
-    """Whether one of the two reaches the edge of the image, so that its volume says nothing."""
-    cuts = [(cut, length) for of in pair.pieces for piece in of for cut, length in zip(piece.box, shape)]
-    return any(cut.start == 0 or cut.stop == length for cut, length in cuts)
-
-
 def _towards_right(places: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Voxels [n, 3] (z, y, x) -> mm towards the patient's right."""
     return np.asarray(places[:, ::-1] @ affine[0, :3] + affine[0, 3])
@@ -238,7 +235,3 @@ def _towards_right(places: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def as_ids(value: Ids) -> tuple[int, ...]:
     """An id, or the ids of a region, as a tuple."""
     return (int(value),) if isinstance(value, (int, np.integer)) else tuple(int(each) for each in value)
-
-
-def _percent(piece: Piece, volume: int) -> str:
-    return f"{100 * piece.voxels / volume:.0f} %"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_multimodal.data.side_checks import CLEARLY, Piece, find_pairs, midline_of
+from nnunet_multimodal.data.side_checks import CLEARLY, Pieces, find_pairs, midline_of
 
 
 @dataclass
@@ -18,7 +18,8 @@ class FixedSides:
     Attributes:
         labels: [Z, Y, X], a new array.
         changed: ``{"from", "to", "pieces", "voxels"}`` for each organ of which pieces got the other name.
-        ambiguous: ``{"organ", "voxels", "why"}`` for each piece that was left as it is because its side is not clear.
+        ambiguous: ``{"organ", "pieces", "voxels", "why"}`` for each organ of which pieces were left as they are because
+            their side is not clear.
     """
 
     labels: np.ndarray
@@ -53,22 +54,24 @@ def fix_sides(labels: np.ndarray, label_names: Mapping[str, int], affine: np.nda
     for pair in pairs:
         midline = middle if pair.midline is None else pair.midline
         for side, (name, pieces) in enumerate(zip(pair.names, pair.pieces)):
-            moved = []
-            for piece in pieces:
-                if midline is None:
-                    fixed.ambiguous.append(_entry(name, piece, "no organ tells where the midline is"))
-                    continue
-                share = piece.share_left_of(midline, affine)
-                if 1 - CLEARLY < share < CLEARLY:
-                    fixed.ambiguous.append(_entry(name, piece, f"{100 * share:.0f} % of it left of the midline"))
-                elif (share >= CLEARLY) != (side == 0):
-                    fixed.labels[piece.box][piece.inside] = pair.ids[1 - side][0]
-                    moved.append(piece.voxels)
-            if moved:
-                other = pair.names[1 - side]
-                fixed.changed.append({"from": name, "to": other, "pieces": len(moved), "voxels": sum(moved)})
+            if not len(pieces):
+                continue
+            if midline is None:
+                whole = np.ones(len(pieces), dtype=bool)
+                fixed.ambiguous.append(_entry(name, pieces, whole, "no organ tells where the midline is"))
+                continue
+            share = pieces.shares_left_of(midline, affine)
+            unclear = (share > 1 - CLEARLY) & (share < CLEARLY)
+            if unclear.any():
+                fixed.ambiguous.append(_entry(name, pieces, unclear, "on both sides of the midline"))
+            moved = ~unclear & ((share >= CLEARLY) != (side == 0))
+            if moved.any():
+                fixed.labels[pieces.box][np.insert(moved, 0, False)[pieces.components]] = pair.ids[1 - side][0]
+                counts = {"pieces": int(moved.sum()), "voxels": int(pieces.voxels[moved].sum())}
+                fixed.changed.append({"from": name, "to": pair.names[1 - side], **counts})
     return fixed
 
 
-def _entry(name: str, piece: Piece, why: str) -> dict[str, Any]:
-    return {"organ": name, "voxels": piece.voxels, "why": why}
+def _entry(name: str, pieces: Pieces, chosen: np.ndarray, why: str) -> dict[str, Any]:
+    counts = {"pieces": int(chosen.sum()), "voxels": int(pieces.voxels[chosen].sum())}
+    return {"organ": name, **counts, "why": why}
