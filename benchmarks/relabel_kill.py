@@ -29,6 +29,13 @@ from test_training import Programs  # noqa: E402
 from nnunet_multimodal.relabel import training  # noqa: E402
 
 
+def run_loudly(*words: str) -> None:
+    """The same once more, for what it says."""
+    from nnunet_multimodal.cli import main as command
+
+    command(["relabel", *words, "--debug"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
@@ -49,13 +56,14 @@ def main() -> None:
                 story.between(words[0])
                 there = (story.place / "relabel.sqlite").exists()
                 before = accepted(story.place) if there and words[0] != "init" else {}
-                for _ in range(3 if lasted else 0):
+                for _ in range(3 if words[0] in lasted else 0):
                     tried += 1
                     alive[words[0]] += killed(dice.uniform(0.0, lasted[words[0]]), *words)
                     if words[0] != "init":
                         check(story.place, before, words[0])
                 code, seconds = run_to_the_end(*words)
                 if code and not (words[0] == "train" and code == 2):  # killed after its last step: nothing left to do
+                    run_loudly(*words)
                     raise SystemExit(f"{words} ended with {code}")
                 check(story.place, before, words[0])
                 lasted.setdefault(words[0], seconds)

@@ -486,7 +486,7 @@ def _train(args: argparse.Namespace) -> int:
         print("\n".join(training.dry_run(project, options)))
         return 0
     with project.working("train", "train"):
-        project.tidy()
+        project.tidy(training=True)
         if args.collect and open_cycle(project) is None:
             raise UsageError("no cycle is open, so there is nothing to collect; see: relabel status.")
         cycle = training.begin(project, options, args.who, args.restart, args.again)

@@ -108,9 +108,15 @@ class Project:
         with locks.held(self.folder / ".locks", name, command, self.wait):
             yield
 
-    def tidy(self) -> None:
-        """Removes half-written files of processes that are gone. None of them was ever part of the project."""
-        patterns = ("masks/*", "cache/preprocessed/*", "nnunet/preprocessed/*", "nnunet/preprocessed/*/*", "report")
+    def tidy(self, training: bool = False) -> None:
+        """Removes half-written files of processes that are gone. None of them was ever part of the project.
+
+        Args:
+            training: also those of data sets, which are many files after many cycles.
+        """
+        patterns = ["masks/*", "report"]
+        if training:
+            patterns += ["cache/preprocessed/*", "nnunet/preprocessed/*", "nnunet/preprocessed/*/*"]
         folders = {path for pattern in patterns for path in self.folder.glob(pattern) if path.is_dir()}
         for parent in (self.folder, self.batches, self.images, *folders):
             if parent.is_dir():
