@@ -111,7 +111,7 @@ def plans() -> dict[str, Any]:
     }
 
 
-def make_model(work: Path) -> Path:
+def make_model() -> Path:
     """A result folder of nnUNetTrainerMRSegmentator with random weights; the model's folder."""
     from nnunet_multimodal import trainers
 
@@ -154,8 +154,10 @@ print("x".join(map(str, data.shape[1:])))
 """
 
 
-def measure(words: list[str]) -> dict[str, Any]:
-    """Runs a program; its peak of memory, processor seconds, and what it said."""
+def measure(kept: Path, words: list[str]) -> dict[str, Any]:
+    """Runs a program; its peak of memory, processor seconds, and what it said. What was measured is kept in a file."""
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout is not None
@@ -164,12 +166,14 @@ def measure(words: list[str]) -> dict[str, Any]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(words)} ended with {process.returncode}: {said}")
-    return {
+    found = {
         "peak_gib": round(usage.ru_maxrss * 1024 / GIB, 2),
         "processor_seconds": round(usage.ru_utime + usage.ru_stime),
         "wall_seconds": round(time.perf_counter() - began),
         "said": said.strip().splitlines()[-1] if said.strip() else "",
     }
+    kept.write_text(json.dumps(found), encoding="utf-8")
+    return found
 
 
 def differing(first: Path, second: Path) -> tuple[int, int, int]:
@@ -203,20 +207,20 @@ def main() -> None:
     image = args.work / "images/a_0000.nii.gz"
     if not image.exists():
         make_image(image, tuple(args.shape))
-    model = make_model(args.work)
+    model = make_model()
     command = ["-m", "nnunet_multimodal.cli", "predict", "-i", str(image.parent), "-m", str(model), "-device", "cpu"]
 
     measured: dict[str, Any] = {"image": args.shape, "classes": CLASSES, "patch": PATCH}
-    measured["prepare"] = measure(["-c", PREPARE, str(model), str(image)])
+    measured["prepare"] = measure(args.work / "prepare.json", ["-c", PREPARE, str(model), str(image)])
     shape = [int(length) for length in measured["prepare"].pop("said").split("x")]
     measured["preprocessed"] = shape
     logits = 2 * CLASSES * float(np.prod(shape)) / GIB, 2 * CLASSES * float(np.prod(args.shape)) / GIB
     measured["logits_gib"] = {"preprocessed": round(logits[0], 2), "image": round(logits[1], 2)}
-    measured["whole"] = measure([*command, "-o", str(args.work / "whole")])
+    measured["whole"] = measure(args.work / "whole.json", [*command, "-o", str(args.work / "whole")])
     measured["whole"]["tiles"] = tiles(model, shape, 1)
     for slabs in args.slabs:
         out = args.work / f"slabs_{slabs}"
-        found = measure([*command, "-o", str(out), "--slabs", str(slabs)])
+        found = measure(args.work / f"slabs_{slabs}.json", [*command, "-o", str(out), "--slabs", str(slabs)])
         found["tiles"] = tiles(model, shape, slabs)
         wrong, voxels, labels = differing(args.work / "whole/a.nii.gz", out / "a.nii.gz")
         measured[f"slabs_{slabs}"] = {**found, "voxels_that_differ": wrong, "voxels": voxels, "labels": labels}

@@ -36,7 +36,7 @@ nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 3d_fullres -f 0 --modality MR
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d --modality-map cases.json
 nnunet_multimodal predict -i imagesTs -o OUT -d 604 -c 3d_fullres -tr nnUNetTrainerCmFNet --missing MR
-nnunet_multimodal predict -i imagesTs -o OUT -d 606 -c 2d -tr nnUNetTrainerMRSegmentator --slabs 4 --fix-sides"""
+nnunet_multimodal predict -i imagesTs -o OUT -m RESULT_FOLDER --slabs 4 --fix-sides"""
 
 SURE = 0.9  # of another modality than was told: worth a warning
 
