@@ -130,7 +130,7 @@ def predict(shop: Workshop, name: str, seed: int, log: TextIO) -> None:
     partial = fresh(output.with_name(f"{output.name}.partial"))
     begin = time.perf_counter()
     call("nnUNetv2_predict", "-i", shop.work / "inputs", "-o", partial, "-d", DATASETS[method.data][0], "-c", "2d",
-         "-tr", method.trainer, "-p", plans_name(name), "-f", "all", "-device", shop.device, "-npp", "1", "-nps", "1",
+         "-tr", method.trainer, "-p", plans_name(name), "-f", "all", "-device", shop.device, "-npp", "0", "-nps", "0",
          "--disable_tta", log=log, nnUNet_results=str(shop.results(seed)))  # fmt: skip
     (partial / "seconds.json").write_text(json.dumps(round(time.perf_counter() - begin, 1)), encoding="utf-8")
     partial.rename(output)

@@ -44,9 +44,14 @@ def _scribbled(trainer: str, **settings: Any) -> Method:
 
 
 _METHODS = {
-    "nnUNetTrainer": Method("nnUNetTrainer", "dense", _RATE, adamw=True),
-    "nnUNetTrainer-scribbles": _scribbled("nnUNetTrainer"),  # nnU-Net's own handling of its ignore label
+    # Our trainers do not mirror labels that have sides, and these have: right and left ventricle.
+    "nnUNetTrainerNoMirroring": Method("nnUNetTrainerNoMirroring", "dense", _RATE, adamw=True),
+    "nnUNetTrainerNoMirroring-scribbles": _scribbled("nnUNetTrainerNoMirroring"),  # nnU-Net's own ignore label
     **{f"{_NAME}{word}": _scribbled(f"{_NAME}{word}") for word in ("", "_EM", "_TV", "_MS", "_CRF")},
+    # WSL4MIS scales images to 0 to 1, where 0.1 is 0.4 of these images' deviations; nnU-Net's unit is a deviation
+    f"{_NAME}_CRF-0.4": _scribbled(
+        f"{_NAME}_CRF", crf_kernels=[{"weight": 1.0, "sigma_xy": 6.0, "sigma_intensity": 0.4}]
+    ),
     "nnUNetTrainerDMSPS": _scribbled("nnUNetTrainerDMSPS"),
     "nnUNetTrainerUSTM": _scribbled("nnUNetTrainerUSTM", teacher_passes=2),  # 8 would take three times as long
     "nnUNetTrainerScribble2Label": _scribbled("nnUNetTrainerScribble2Label", ensemble_every=1, ensemble_step=1.0),
@@ -54,16 +59,17 @@ _METHODS = {
 
 _CARDIAC: dict[str, Any] = {
     "source": "cardiac_scribble",
+    "full": "nnUNetTrainerNoMirroring",
     "label_names": {"right_ventricle": 1, "myocardium": 2, "left_ventricle": 3},
     "unlabelled": 4,
     "pixels": 2.5,
-    "patch": (64, 64),
-    "batch_size": 4,
+    "patch": (128, 128),
+    "batch_size": 2,
     "most_features": 64,
     "divisor": 4,
 }
 _LONG = {
-    "num_epochs": 6,
+    "num_epochs": 8,
     "num_iterations_per_epoch": 100,
     "num_val_iterations_per_epoch": 1,
     "save_every": 2,
