@@ -42,12 +42,14 @@ def shrink(plans_file: Path, configuration: str, iterations: int) -> None:
     configured = plans["configurations"][configuration]
     network = configured["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [features // 2 for features in network["features_per_stage"]]
+    network["n_conv_per_stage"] = [1] * len(network["n_conv_per_stage"])
+    network["n_conv_per_stage_decoder"] = [1] * len(network["n_conv_per_stage_decoder"])
     configured["batch_size"] = 8
     configured["nnunet_multimodal"] = {
         "num_iterations_per_epoch": iterations,
         "num_val_iterations_per_epoch": 2,
         "save_every": 1,
-        "initial_lr": 0.05,  # nnU-Net's 0.01 is made for 250,000 steps; after 240 it had found nothing at all
+        "initial_lr": 0.1,  # nnU-Net's 0.01 is made for 250,000 steps; after 240 it had found nothing at all
     }
     plans_file.write_text(json.dumps(plans, indent=2), encoding="utf-8")
 
@@ -64,7 +66,7 @@ def main() -> None:
     parser.add_argument("--order", default="random")
     parser.add_argument("--folds", nargs="+", default=["0"])
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=400, help="an epoch")
+    parser.add_argument("--iterations", type=int, default=200, help="an epoch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="relabel_project", help="of the result")
     args = parser.parse_args()
