@@ -16,7 +16,7 @@ PARAMETERS = sum(WEIGHTS) + sum(BIASES)  # 153
 GROUPS = 16
 
 # Values of one hidden layer that are alive at a time: on a CPU what its cache holds, on a GPU what keeps it busy.
-ALIVE_ON_CPU, ALIVE_ON_GPU = 2**20, 2**26
+ALIVE_ON_CPU, ALIVE_ON_GPU = 2**18, 2**26
 
 
 class DynamicHead(nn.Module):
