@@ -149,7 +149,7 @@ def make_scribbles(shop: Workshop) -> None:
         names = [f"{organ}={value}" for organ, value in comparison.label_names.items()]
         images = [f"{channel}={work}/train/{channel}" for channel in comparison.channels]
         call("nnunet_multimodal", "scribbles", "simulate", "--labels", work / "train/labels", "--images", *images,
-             "--style", comparison.style, "--background", "drawn", "--within-body", "-d", number, "--name", name,
+             "--style", comparison.style, "--background", comparison.background, "-d", number, "--name", name,
              "--label-names", *names)  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def write_table(shop: Workshop, name: str, seeds: Sequence[int], methods: Sequen
     note = (
         f"2d, {comparison.pixels:g} mm pixels, patch {comparison.patch[0]} x {comparison.patch[1]}, batch "
         f"{comparison.batch_size}, {turns}, the last checkpoint, AdamW for all; {comparison.style} scribbles simulated "
-        "from the labels, background drawn near the organs; predicted by `nnunet_multimodal predict`; means over "
+        f"from the labels, background: {comparison.background}; predicted by `nnunet_multimodal predict`; means over "
         f"patients within a structure, then over structures; {spread}. A missed structure has no ASD and is left out "
         "there"
     )

@@ -150,7 +150,8 @@ def plan_and_preprocess(shop: Workshop, kind: str, images: Path) -> None:
     number, name = DATASETS[kind]
     done = shop.work / f"nnUNet_preprocessed/Dataset{number}_{name}/.done"
     if not done.exists():
-        thickness, pixels = slice_thickness(images), shop.comparison.pixels
+        pixels = shop.comparison.pixels
+        thickness = max(slice_thickness(images), pixels)  # nnU-Net slices across the coarsest axis
         call("nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "-np", "2", "-npfp", "2",
              "-gpu_memory_target", "1", "-overwrite_target_spacing", thickness, pixels, pixels)  # fmt: skip
         done.touch()

@@ -51,7 +51,13 @@ def build(
     from torch import device as torch_device
 
     trainer = get_trainer_from_args(
-        dataset, configuration, fold, trainer_name, plans_name, False, device=torch_device(device)
+        dataset,
+        configuration,
+        fold if fold == "all" else int(fold),
+        trainer_name,
+        plans_name,
+        False,
+        device=torch_device(device),
     )
     if not hasattr(trainer, "settings"):  # not one of ours
         section = trainer.configuration_manager.configuration.get(SECTION, {})

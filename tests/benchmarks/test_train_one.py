@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_training import make_trainer
-from train_one import describe, watch
+from train_one import build, describe, watch
 
 
 class Stopped(Exception):
@@ -56,3 +56,16 @@ def test_an_interrupted_training_that_goes_on_is_the_same_as_one_that_never_stop
     assert all(torch.equal(found[key], value) for key, value in expected.items())
     told = describe(finished, 7, seconds)
     assert told["iterations"] == 6 and told["epochs_done"] == 3 and told["initial_lr"] == 1e-3
+
+
+@pytest.mark.parametrize(("asked", "fold"), [("all", "all"), ("2", 2)])
+def test_the_fold_is_nnunets(monkeypatch: pytest.MonkeyPatch, asked: str, fold: str | int) -> None:
+    class Built(Exception):
+        """It was asked for."""
+
+    def stand_in(dataset: str, configuration: str, fold: str | int, *more: Any, **options: Any) -> Any:
+        raise Built(repr(fold))
+
+    monkeypatch.setattr("nnunetv2.run.run_training.get_trainer_from_args", stand_in)
+    with pytest.raises(Built, match=f"^{fold!r}$"):  # a number is no string: nnU-Net prints it with %d
+        build("Dataset705_Scribbles", "2d", "nnUNetTrainer", "nnUNetPlans", "cpu", fold=asked)
