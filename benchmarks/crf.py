@@ -4,7 +4,7 @@
 
 A step is forward and backward, window 11 x 11, on one thread, in 2d [12, C, 256, 256] and in three views
 [2, C, 32, 128, 128], C = 4 and 14. Unfolding does not fit a usual machine at these sizes (4 GB and up for each view);
-it works on as much as takes some 2 GB, and time and memory for each voxel are compared. The two take turns in one
+it works on as much as takes one to two GB, and time and memory for each voxel are compared. The two take turns in one
 process, and what counts is processor time, for other work on the machine slows both. Peak memory is that of a process
 of its own beyond the inputs, gradient included.
 
@@ -42,9 +42,9 @@ RADIUS, SIGMA_XY, SIGMA_INTENSITY = 5, 6.0, 0.1
 OURS, UNFOLD = "ours", "unfold"
 SHAPES = {"2d": (12, 256, 256), "3d": (2, 32, 128, 128)}
 UNFOLDED = {
-    ("2d", 4): (4, 256, 256),
-    ("2d", 14): (2, 256, 256),
-    ("3d", 4): (1, 32, 64, 128),
+    ("2d", 4): (3, 256, 256),
+    ("2d", 14): (1, 256, 256),
+    ("3d", 4): (1, 32, 64, 64),
     ("3d", 14): (1, 16, 64, 64),
 }
 CLASSES = (4, 14)
