@@ -86,28 +86,6 @@ COMPARISONS: dict[str, Comparison] = {
             "save_every": 2,
         },
     ),
-    # A shorter training, in which all of CrossMR's ablations can be compared within an hour.
-    "phantom_ablations": Comparison(
-        title="CrossMR's ablations: trained on the T1w of a phantom's subjects, tested on others' contrasts",
-        methods={
-            f"nnUNetTrainerCrossMR{word}": Method(f"nnUNetTrainerCrossMR{word}", "crossmr", _CROSSMR_SETTINGS)
-            for word in _CROSSMR
-        },
-        reference="T1w",
-        contrasts=("T1w", "T2w", "CT"),
-        unseen=("T2w", "CT"),
-        train_subjects=32,
-        test_subjects=8,
-        pixels=4.0,
-        batch_size=6,
-        most_features=128,
-        train_options={
-            "num_epochs": 7,
-            "num_iterations_per_epoch": 100,
-            "num_val_iterations_per_epoch": 1,
-            "save_every": 1,
-        },
-    ),
     # Nothing to be learned from its numbers: it shows in minutes that the machinery works.
     "phantom_tiny": Comparison(
         title="a test of the runner",
