@@ -126,6 +126,7 @@ def main() -> None:
         measured["accepts"] = {"count": args.accepts, **best(lambda: accept(project, args.accepts), times=1)}
         assert not project.ledger.contradictions()
         measured["ledger_mb"] = round((project.folder / "relabel.sqlite").stat().st_size / 1e6, 1)
+    measured["load_average"] = [round(value, 1) for value in os.getloadavg()]  # what else the cores had to do
     for name, value in measured.items():
         print(f"{name:24s} {value}")
     print(write_result("relabel_scale", measured, "rows of a ledger, no images; one mask file for each acceptance"))
