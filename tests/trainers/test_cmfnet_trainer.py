@@ -248,6 +248,28 @@ def test_the_fused_branch_is_validated() -> None:
     assert result["loss"] == pytest.approx(float(np.log(1 + 2 * np.exp(-5))), abs=1e-5)
 
 
+def test_in_3d_and_a_continued_training() -> None:
+    trainer = make_trainer(NAME, 3, num_epochs=2, save_every=1)
+    for _ in range(2):
+        trainer.on_train_start()
+        trainer.on_epoch_start()
+        trainer.on_train_epoch_start()
+        outputs = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(2)]
+        assert all(np.isfinite(each["loss"]) and each["imr"] > 0 for each in outputs)
+        trainer.on_train_epoch_end(outputs)
+        trainer.on_validation_epoch_start()
+        with torch.no_grad():
+            trainer.on_validation_epoch_end([trainer.validation_step(next(trainer.dataloader_val))])
+        trainer.on_epoch_end()
+        if trainer.current_epoch < 2:  # a power cut
+            path = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+            trainer = make_trainer(NAME, 3, num_epochs=2, save_every=1)
+            trainer.load_checkpoint(path)
+    assert trainer.current_epoch == 2
+    steps = {int(state["step"]) for state in trainer.optimizer.state_dict()["state"].values()}
+    assert steps == {4}
+
+
 def test_unlike_settings_do_not_go_on() -> None:
     trainer = make_trainer(NAME)
     trainer.on_train_start()
