@@ -39,7 +39,13 @@ from compare_runner import (
 from comparisons_scribbles import ScribbleComparison
 from main_job import ENDING, link
 
-METRICS = ("DSC", "HD95")
+# name to title; nnU-Net's own first step of post-processing keeps the largest component of all foreground
+METRICS = {
+    "DSC": "DSC",
+    "HD95": "HD95, voxels",
+    "DSC_largest": "DSC of the largest component",
+    "HD95_largest": "HD95 of the largest component, voxels",
+}
 
 
 @dataclass(frozen=True)
@@ -149,12 +155,24 @@ def score(shop: Workshop, name: str, seed: int, log: TextIO) -> None:
     for subject in shop.subjects[1]:
         files = (shop.predictions(name, seed) / f"{subject}{ENDING}", shop.work / f"truth/{subject}{ENDING}")
         found, truth = (np.asarray(nib.load(file).dataobj).round().astype(int) for file in files)
-        for organ, measures in measure(found, truth, (1, 1, 1), shop.organs).items():
-            hd95 = measures.hd95_mm if np.isfinite(measures.hd95_mm) else None
-            dsc = None if np.isnan(measures.dsc) else measures.dsc
-            rows.append({"case": subject, "organ": organ, "DSC": dsc, "HD95": hd95})
+        of_maps = [measure(one, truth, (1, 1, 1), shop.organs) for one in (found, largest_component(found))]
+        for organ in shop.organs:
+            row: dict[str, Any] = {"case": subject, "organ": organ}
+            for of_organs, suffix in zip(of_maps, ("", "_largest")):
+                measures = of_organs[organ]
+                row[f"DSC{suffix}"] = None if np.isnan(measures.dsc) else measures.dsc
+                row[f"HD95{suffix}"] = measures.hd95_mm if np.isfinite(measures.hd95_mm) else None
+            rows.append(row)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+
+
+def largest_component(found: np.ndarray) -> np.ndarray:
+    """The label map without what does not touch the largest piece of foreground."""
+    import cc3d
+
+    kept: np.ndarray = np.where(cc3d.largest_k(found > 0, k=1, connectivity=26) > 0, found, 0)
+    return kept
 
 
 STEPS = (train, predict, score)
@@ -187,26 +205,26 @@ def markdown(comparison: ScribbleComparison, summary: Mapping[str, Any], organs:
     """The tables that the README shows."""
     organs = list(organs)
     parts: list[str] = []
-    for metric, title in zip(METRICS, ("DSC", "HD95, voxels")):
+    for metric, title in METRICS.items():
         rows = []
         for name, entry in summary.items():
             means = of_seeds(entry, metric, "mean")
             row = [name, entry["labels"], *(cell(of_seeds(entry, metric, "organs", organ)) for organ in organs)]
             row.append(cell(means))
-            if metric == "DSC":
-                row.append(share(summary, comparison.full, means))
+            if metric.startswith("DSC"):
+                row.append(share(summary, comparison.full, means, metric))
             rows.append(row)
-        of_full = ["of full supervision"] if metric == "DSC" else []
+        of_full = ["of full supervision"] if metric.startswith("DSC") else []
         parts += [*lines([title, "trained on", *organs, "mean", *of_full], rows), ""]
     parts += training_lines(summary)
     return "\n".join(parts) + "\n"
 
 
-def share(summary: Mapping[str, Any], full: str, means: Sequence[float | None]) -> str:
+def share(summary: Mapping[str, Any], full: str, means: Sequence[float | None], metric: str = "DSC") -> str:
     """The mean over seeds as a share of full supervision's."""
     if full not in summary or None in means:
         return "-"
-    return f"{100 * np.mean(means) / np.mean(of_seeds(summary[full], 'DSC', 'mean')):.1f} %"
+    return f"{100 * np.mean(means) / np.mean(of_seeds(summary[full], metric, 'mean')):.1f} %"
 
 
 def write_table(shop: Workshop, name: str, seeds: Sequence[int], methods: Sequence[str]) -> None:

@@ -62,12 +62,15 @@ def test_scores_and_table(shop: ScribbleWorkshop) -> None:
     save(shop.work / "truth/d.nii.gz", [1, 1, 1, 1, 0, 0, 0, 0])
     save(shop.work / "truth/e.nii.gz", [1, 1, 1, 1, 0, 0, 0, 0])
     predictions = shop.predictions(name, 0)
-    save(predictions / "d.nii.gz", [1, 1, 0, 0, 0, 0, 0, 0])  # Dice 2/3; distances 0 to 2 pixels, not 3 mm
+    save(
+        predictions / "d.nii.gz", [1, 1, 0, 0, 0, 0, 0, 1]
+    )  # Dice 4/7, of the largest component 2/3; distances 0 to 2 pixels, not 3 mm
     save(predictions / "e.nii.gz", [0] * 8)  # missed: Dice 0, no distance
     score(shop, name, 0, io.StringIO())
     rows = json.loads((shop.scores(name, 0) / "cases.json").read_text(encoding="utf-8"))
-    assert [row["DSC"] for row in rows] == pytest.approx([2 / 3, 0.0])
-    assert rows[0]["HD95"] == pytest.approx(1.85) and rows[1]["HD95"] is None
+    assert [row["DSC"] for row in rows] == pytest.approx([4 / 7, 0.0])
+    assert [row["DSC_largest"] for row in rows] == pytest.approx([2 / 3, 0.0])
+    assert rows[0]["HD95_largest"] == pytest.approx(1.85) and rows[1]["HD95"] is None
 
     plans = {"configurations": {"2d": {"nnunet_multimodal": {"initial_lr": 3e-3}}}}
     path = shop.work / f"nnUNet_preprocessed/Dataset705_Scribbles/nnUNetPlans_{name}.json"
@@ -82,9 +85,9 @@ def test_scores_and_table(shop: ScribbleWorkshop) -> None:
     (shop.fold(name, 0) / "training.json").write_text(json.dumps(training), encoding="utf-8")
     summary = summarise(shop, [0, 1], [name, "nnUNetTrainerDMSPS"])
     assert list(summary) == [name] and list(summary[name]["seeds"]) == ["0"]
-    assert summary[name]["seeds"]["0"]["DSC"] == {"organs": {"heart": 0.3333}, "mean": 0.3333}
+    assert summary[name]["seeds"]["0"]["DSC_largest"] == {"organs": {"heart": 0.3333}, "mean": 0.3333}
     table = markdown(shop.comparison, summary, shop.organs)
-    assert "| nnUNetTrainerPartialCE | scribbles | 0.333 | 0.333 | - |" in table
+    assert "| nnUNetTrainerPartialCE | scribbles | 0.286 | 0.286 | - |" in table
 
 
 def test_share_of_full_supervision() -> None:
