@@ -85,7 +85,7 @@ _PHANTOM = PairedComparison(
         "the paper's weights and length of training",
     ),
     train_options={
-        "num_epochs": 20,
+        "num_epochs": 12,
         "num_iterations_per_epoch": 40,
         "num_val_iterations_per_epoch": 1,
         "save_every": 2,
