@@ -39,13 +39,16 @@ from compare_runner import (
 from comparisons_scribbles import ScribbleComparison
 from main_job import ENDING, link
 
-# name to title; nnU-Net's own first step of post-processing keeps the largest component of all foreground
+# Name to title. nnU-Net's own first step of post-processing keeps the largest component of all foreground; "near" is
+# the box around the true foreground and NEAR voxels more on each side, within the slice.
 METRICS = {
     "DSC": "DSC",
     "HD95": "HD95, voxels",
     "DSC_largest": "DSC of the largest component",
     "HD95_largest": "HD95 of the largest component, voxels",
+    "DSC_near": "DSC near the heart",
 }
+NEAR = 10
 
 
 @dataclass(frozen=True)
@@ -155,10 +158,13 @@ def score(shop: Workshop, name: str, seed: int, log: TextIO) -> None:
     for subject in shop.subjects[1]:
         files = (shop.predictions(name, seed) / f"{subject}{ENDING}", shop.work / f"truth/{subject}{ENDING}")
         found, truth = (np.asarray(nib.load(file).dataobj).round().astype(int) for file in files)
-        of_maps = [measure(one, truth, (1, 1, 1), shop.organs) for one in (found, largest_component(found))]
+        maps = [(found, truth), (largest_component(found), truth)]
+        box = near(truth)
+        maps.append((found[box], truth[box]))
+        of_maps = [measure(*pair, (1, 1, 1), shop.organs) for pair in maps]
         for organ in shop.organs:
             row: dict[str, Any] = {"case": subject, "organ": organ}
-            for of_organs, suffix in zip(of_maps, ("", "_largest")):
+            for of_organs, suffix in zip(of_maps, ("", "_largest", "_near")):
                 measures = of_organs[organ]
                 row[f"DSC{suffix}"] = None if np.isnan(measures.dsc) else measures.dsc
                 row[f"HD95{suffix}"] = measures.hd95_mm if np.isfinite(measures.hd95_mm) else None
@@ -173,6 +179,14 @@ def largest_component(found: np.ndarray) -> np.ndarray:
 
     kept: np.ndarray = np.where(cc3d.largest_k(found > 0, k=1, connectivity=26) > 0, found, 0)
     return kept
+
+
+def near(truth: np.ndarray) -> tuple[slice, ...]:
+    """The box around the foreground and a margin in the first two axes, those of the slice."""
+    places = np.argwhere(truth > 0)
+    margin = np.array([NEAR, NEAR, 0])
+    low, high = np.maximum(places.min(0) - margin, 0), places.max(0) + margin + 1
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high))
 
 
 STEPS = (train, predict, score)

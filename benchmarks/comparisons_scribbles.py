@@ -104,6 +104,7 @@ SCRIBBLE_COMPARISONS: dict[str, ScribbleComparison] = {
         train_options=_LONG,
         rates=_RATES,
         not_measured=(
+            "rows that are not shown: time ran out",
             "the spread over seeds",
             "trainings of a usual length: full supervision itself is far from what it reaches then",
             "other rates than 3e-3, other weights than those of public code, except the CRF's",

@@ -90,6 +90,12 @@ def test_scores_and_table(shop: ScribbleWorkshop) -> None:
     assert "| nnUNetTrainerPartialCE | scribbles | 0.286 | 0.286 | - |" in table
 
 
+def test_near_is_a_box_in_the_slice() -> None:
+    truth = np.zeros((60, 50, 4), dtype=int)
+    truth[5:20, 20:30, 1:3] = 1
+    assert compare_scribbles.near(truth) == (slice(0, 30), slice(10, 40), slice(1, 3))
+
+
 def test_share_of_full_supervision() -> None:
     entry: dict[str, Any] = {"seeds": {"0": {"DSC": {"mean": 0.8}}, "1": {"DSC": {"mean": 0.9}}}}
     assert share({"full": entry}, "full", [0.68, 0.68]) == "80.0 %"
