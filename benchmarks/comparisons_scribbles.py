@@ -112,6 +112,19 @@ SCRIBBLE_COMPARISONS: dict[str, ScribbleComparison] = {
         ),
         **_CARDIAC,
     ),
+    # Whether it is the length that is missing.
+    "cardiac_scribble_long": ScribbleComparison(
+        title="The same with three times as many steps, for some of the methods",
+        methods={
+            name: _METHODS[name] for name in ("nnUNetTrainerNoMirroring", f"{_NAME}_CRF-0.4", f"{_NAME}_EM", _NAME)
+        },
+        train_cases=(0, 20),
+        test_cases=(20, 30),
+        train_options={**_LONG, "num_epochs": 24},
+        rates=_RATES,
+        not_measured=("rows that are not shown: time ran out", "the spread over seeds"),
+        **_CARDIAC,
+    ),
     # Where rates and weights were chosen: patients of the training part only.
     "cardiac_scribble_tuning": ScribbleComparison(
         title="The same within the 20: trained on 15, judged on 5",

@@ -182,12 +182,12 @@ def differing(first: Path, second: Path) -> tuple[int, int, int]:
     return int((a != b).sum()), a.size, len(np.unique(a))
 
 
-def tiles(model: Path, shape: list[int], slabs: int) -> int:
+def tiles(model: Path, shape: list[int], slabs: int, step_size: float = 0.5) -> int:
     """How many tiles are predicted."""
     from nnunet_multimodal.inference.modality import ModalityPredictor
     from nnunet_multimodal.inference.slabs import plan_work, tiles_to_predict
 
-    predictor = ModalityPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor = ModalityPredictor(step_size, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), (0,))
     return tiles_to_predict(*plan_work(predictor, torch.zeros(1, *shape), slabs))
 
@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the volume and the predictions")
     parser.add_argument("--slabs", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--shape", type=int, nargs=3, default=[512, 512, 400], metavar="N", help="x, y, z")
+    parser.add_argument("--step-size", type=float, default=0.5, help="of a tile: 1 is faster and needs the same memory")
     args = parser.parse_args()
     for name in ("raw", "preprocessed", "results"):
         folder = args.work.resolve() / f"nnUNet_{name}"
@@ -209,21 +210,25 @@ def main() -> None:
         make_image(image, tuple(args.shape))
     model = make_model()
     command = ["-m", "nnunet_multimodal.cli", "predict", "-i", str(image.parent), "-m", str(model), "-device", "cpu"]
+    command += ["-step_size", str(args.step_size)]
 
-    measured: dict[str, Any] = {"image": args.shape, "classes": CLASSES, "patch": PATCH}
+    measured: dict[str, Any] = {"image": args.shape, "classes": CLASSES, "patch": PATCH, "step_size": args.step_size}
     measured["prepare"] = measure(args.work / "prepare.json", ["-c", PREPARE, str(model), str(image)])
     shape = [int(length) for length in measured["prepare"].pop("said").split("x")]
     measured["preprocessed"] = shape
     logits = 2 * CLASSES * float(np.prod(shape)) / GIB, 2 * CLASSES * float(np.prod(args.shape)) / GIB
     measured["logits_gib"] = {"preprocessed": round(logits[0], 2), "image": round(logits[1], 2)}
+    parts = {slabs: args.work / f"slabs_{slabs}" for slabs in args.slabs}
+    runs = {
+        slabs: measure(args.work / f"slabs_{slabs}.json", [*command, "-o", str(out), "--slabs", str(slabs)])
+        for slabs, out in sorted(parts.items(), reverse=True)  # what needs least comes first
+    }
     measured["whole"] = measure(args.work / "whole.json", [*command, "-o", str(args.work / "whole")])
-    measured["whole"]["tiles"] = tiles(model, shape, 1)
-    for slabs in args.slabs:
-        out = args.work / f"slabs_{slabs}"
-        found = measure(args.work / f"slabs_{slabs}.json", [*command, "-o", str(out), "--slabs", str(slabs)])
-        found["tiles"] = tiles(model, shape, slabs)
+    measured["whole"]["tiles"] = tiles(model, shape, 1, args.step_size)
+    for slabs, out in parts.items():
         wrong, voxels, labels = differing(args.work / "whole/a.nii.gz", out / "a.nii.gz")
-        measured[f"slabs_{slabs}"] = {**found, "voxels_that_differ": wrong, "voxels": voxels, "labels": labels}
+        counts = {"voxels_that_differ": wrong, "voxels": voxels, "labels": labels}
+        measured[f"slabs_{slabs}"] = {**runs[slabs], "tiles": tiles(model, shape, slabs, args.step_size), **counts}
     for value in measured.values():
         if isinstance(value, dict):
             value.pop("said", None)
