@@ -265,7 +265,7 @@ class _Block:
         """Computes the weights of a run's pairs.
 
         No exponent is below -40: from -87 on, numbers are denormal, and a processor takes a hundred times longer to
-        multiply these. On a z-scored image the loss as a whole took ten times longer.
+        multiply these. On noise of deviation 1 the loss as a whole took ten times longer.
         """
         rates = self.plane.rates
         if not rates:
