@@ -18,8 +18,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from common import write_result
 
 ENDING = ".nii.gz"
 TRAINER = "nnUNetTrainerMRSegmentator"
@@ -54,6 +58,77 @@ def shrink(plans_file: Path, configuration: str, iterations: int) -> None:
     plans_file.write_text(json.dumps(plans, indent=2), encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class Simulation:
+    """A project: where its images and its truth are, and how a person would go about it."""
+
+    images: Path
+    labels: Path
+    label_names: Sequence[str]
+    work: Path
+    first: Sequence[str]  # cases labelled before the start
+    model: Path | None = None  # the one to start from; then it proposes before the first training
+    modality: str = "MR"
+    batch: int = 20
+    cycles: int = 4
+    order: str = "random"
+    folds: Sequence[str] = ("0",)
+    epochs: int = 3
+    iterations: int = 200
+    plan: Sequence[str] = ("-gpu_memory_target", "1")
+
+    def run(self) -> dict[str, Any]:
+        """All cycles through the commands; what the project's report says, and the processor time of each command."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        project, start = self.work / "project", self.work / "start"
+        log_file = self.work / "steps.json"
+        log: list[dict[str, Any]] = json.loads(log_file.read_text(encoding="utf-8")) if log_file.exists() else []
+        begin: list[object] = [] if self.model is None else ["--model", self.model]
+        if self.first:
+            start.mkdir(exist_ok=True)
+            for case in self.first:
+                shutil.copy(self.labels / f"{case}{ENDING}", start)
+            begin += ["--labels", start]
+        run("init", project, "--images", self.images, *begin, "--label-names", *self.label_names, "--modality",
+            self.modality, log=log)  # fmt: skip
+        training = ["train", project, "-tr", f"{TRAINER}_{self.epochs}epochs", "-c", "2d", "--folds", *self.folds,
+                    "-device", "cpu", "--processes", "0"]  # fmt: skip
+        if self.model is not None:
+            self.correct(project, 0, log)
+        if not (project / "plans.json").exists():
+            run(*training, "--prepare-only", "--plan", *self.plan, log=log)
+            shrink(project / "plans.json", "2d", self.iterations)
+        for cycle in range(1, self.cycles + 1):
+            if sum(each["state"] == "trained" for each in status(project)["cycles"]) < cycle:
+                run(*training, log=log)
+            self.correct(project, cycle, log)
+            log_file.write_text(json.dumps(log), encoding="utf-8")
+        report: dict[str, Any] = json.loads((project / "report" / "report.json").read_text(encoding="utf-8"))
+        spent: dict[str, float] = {}
+        for each in log:
+            spent[each["step"]] = round(spent.get(each["step"], 0.0) + each["cpu_seconds"], 1)
+        return {
+            "start": len(self.first), "batch": self.batch, "order": self.order, "folds": list(self.folds),
+            "configuration": "2d", "steps_of_a_training": self.epochs * self.iterations, "curve": report["curve"],
+            "good_share": report["good_share"], "good_from_cycle": report["good_from_cycle"], "cpu_seconds": spent,
+            "trainings": report["trainings"],
+        }  # fmt: skip
+
+    def correct(self, project: Path, cycle: int, log: list[dict[str, Any]]) -> None:
+        """A batch is proposed by the model of this cycle, corrected to the real labels, and accepted."""
+        if not any(batch["cycle"] == cycle for batch in status(project)["batches"]):
+            run("propose", project, "-n", self.batch, "--order", self.order, "-device", "cpu", "--processes", "0",
+                log=log)  # fmt: skip
+        corrected = self.work / f"corrected_{cycle}"
+        corrected.mkdir(exist_ok=True)
+        batch = next(each["batch"] for each in status(project)["batches"] if each["cycle"] == cycle)
+        for package in (project / "batches" / f"batch_{batch:03d}").iterdir():
+            if package.is_dir():
+                shutil.copy(self.labels / f"{package.name}{ENDING}", corrected)
+        run("accept", project, corrected, "--who", "the real labels", log=log)
+        run("report", project, log=log)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
@@ -70,68 +145,25 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="relabel_project", help="of the result")
     args = parser.parse_args()
-    work = args.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    project, start = work / "project", work / "start"
-    log_file = work / "steps.json"
-    log: list[dict[str, Any]] = json.loads(log_file.read_text(encoding="utf-8")) if log_file.exists() else []
-    cases = sorted(path.name.removesuffix(ENDING) for path in args.labels.glob(f"*{ENDING}"))
-    first = sorted(random.Random(args.seed).sample(cases, args.start))
-    start.mkdir(exist_ok=True)
-    for case in first:
-        shutil.copy(args.labels / f"{case}{ENDING}", start)
-
-    run("init", project, "--images", args.images, "--labels", start, "--label-names", *args.label_names, "--modality",
-        "MR", log=log)  # fmt: skip
-    training = ["train", project, "-tr", f"{TRAINER}_{args.epochs}epochs", "-c", "2d", "--folds", *args.folds,
-                "-device", "cpu", "--processes", "0"]  # fmt: skip
-    if not (project / "plans.json").exists():
-        run(*training, "--prepare-only", "--plan", "-gpu_memory_target", "1", log=log)
-        shrink(project / "plans.json", "2d", args.iterations)
-    for cycle in range(1, args.cycles + 1):
-        state = status(project)
-        done = sum(each["state"] == "trained" for each in state["cycles"])
-        if done < cycle:
-            run(*training, log=log)
-        state = status(project)
-        if not any(batch["cycle"] == cycle for batch in state["batches"]):
-            run(
-                "propose",
-                project,
-                "-n",
-                args.batch,
-                "--order",
-                args.order,
-                "-device",
-                "cpu",
-                "--processes",
-                "0",
-                log=log,
-            )
-        corrected = work / f"corrected_{cycle}"
-        corrected.mkdir(exist_ok=True)
-        batch = next(each["batch"] for each in status(project)["batches"] if each["cycle"] == cycle)
-        for package in (project / "batches" / f"batch_{batch:03d}").iterdir():
-            if package.is_dir():
-                shutil.copy(args.labels / f"{package.name}{ENDING}", corrected)
-        run("accept", project, corrected, "--who", "the real labels", log=log)
-        run("report", project, log=log)
-        log_file.write_text(json.dumps(log), encoding="utf-8")
-
-    from common import write_result
-
-    report = json.loads((project / "report" / "report.json").read_text(encoding="utf-8"))
-    spent: dict[str, float] = {}
-    for each in log:
-        spent[each["step"]] = round(spent.get(each["step"], 0.0) + each["cpu_seconds"], 1)
-    measured = {
-        "start": args.start, "batch": args.batch, "order": args.order, "folds": args.folds, "configuration": "2d",
-        "steps_of_a_training": args.epochs * args.iterations, "curve": report["curve"],
-        "good_share": report["good_share"], "good_from_cycle": report["good_from_cycle"], "cpu_seconds": spent,
-        "trainings": report["trainings"],
-    }  # fmt: skip
+    measured = Simulation(
+        images=args.images,
+        labels=args.labels,
+        label_names=args.label_names,
+        work=args.work.resolve(),
+        first=sorted(random.Random(args.seed).sample(cases_in(args.labels), args.start)),
+        batch=args.batch,
+        cycles=args.cycles,
+        order=args.order,
+        folds=args.folds,
+        epochs=args.epochs,
+        iterations=args.iterations,
+    ).run()
     note = f"images {args.images.resolve().parent.name}; a correction is the real label; small network, short trainings"
     print(write_result(args.name, measured, note))
+
+
+def cases_in(folder: Path) -> list[str]:
+    return sorted(path.name.removesuffix(ENDING) for path in folder.glob(f"*{ENDING}"))
 
 
 def status(project: Path) -> dict[str, Any]:

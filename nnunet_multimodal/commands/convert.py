@@ -7,7 +7,7 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,11 @@ def _add_dataset_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
         )
     if kind == "plain":
         out.add_argument("--modality", metavar="NAME", help="of all images, for the modality table, e.g. CT")
+        out.add_argument(
+            "--unnamed-to-background",
+            action="store_true",
+            help="ids without a name become background, and the named ones are numbered from 1 in their order",
+        )
     if kind != "plain":
         drawn = parser.add_argument_group("scribbles")
         drawn.add_argument("--seed", type=natural_number, default=0, help="of the simulation (default: %(default)s)")
@@ -181,6 +186,10 @@ def _run_dataset(args: argparse.Namespace) -> int:
         mapped = mapped_labels(args.label_map)
         trainer, names = "nnUNetTrainerMRSegmentator", mapped.declared()
         options |= {"label_ids": mapped.ids(), "channel_name": options["channel_name"] or "CT_or_MR"}
+    if getattr(args, "unnamed_to_background", False):
+        if getattr(args, "label_map", None) is None:
+            names, options["label_ids"] = _numbered_anew(names)
+        options["unnamed_to_background"] = True
     folder = convert(
         args.images,
         args.labels,
@@ -195,6 +204,15 @@ def _run_dataset(args: argparse.Namespace) -> int:
     print(f"Next: nnUNetv2_plan_and_preprocess -d {args.dataset_id} -c 2d --verify_dataset_integrity")
     print(f"      nnUNetv2_train {args.dataset_id} 2d 0 -tr {trainer}")
     return 0
+
+
+def _numbered_anew(names: Mapping[str, int] | None) -> tuple[dict[str, int], dict[int, int]]:
+    """Organs numbered from 1, and the number of each id of the files: nnU-Net takes no gaps."""
+    if not names:
+        raise UsageError("--unnamed-to-background: which ids have a name? Give --label-names or --labels-json.")
+    organs = [name for name, value in names.items() if value]
+    numbers = {name: number for number, name in enumerate(organs, start=1)}
+    return numbers, {0: 0, **{names[name]: number for name, number in numbers.items()}}
 
 
 def _slice_axis(dataset: str | None) -> int | None:

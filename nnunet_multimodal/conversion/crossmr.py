@@ -101,19 +101,22 @@ def convert_plain(
     channel_name: str | None = None,
     modality: str | None = None,
     label_ids: Mapping[int, int] | None = None,
+    unnamed_to_background: bool = False,
 ) -> Path:
     """Make a data set of the image alone; arguments as in convert_crossmr.
 
     With a ``modality``, a table that says that all cases are of it is written, and the channel is called so too unless
-    it has a ``channel_name``. With ``label_ids`` (id in the label files -> id of ``label_names``) labels are rewritten.
+    it has a ``channel_name``. With ``label_ids`` (id in the label files -> id of ``label_names``) labels are rewritten;
+    an id that it lacks is an error, or background with ``unnamed_to_background``.
     """
     channel = channel_name or modality or "MR"
     if modality is not None and channel.casefold() == "ct" != modality.casefold():
         raise UsageError(f"A channel named {channel!r} turns on CT clipping, for images that are {modality}.")
     layout = Layout("plain", (channel,), scribbles=False)
     return _convert(
-        layout, images, labels, dataset_id, name, label_names, 0, 1, repairs, overwrite, modality, label_ids
-    )
+        layout, images, labels, dataset_id, name, label_names, 0, 1, repairs, overwrite, modality, label_ids,
+        unnamed_to_background,
+    )  # fmt: skip
 
 
 def _convert(
@@ -129,18 +132,21 @@ def _convert(
     overwrite: bool,
     modality: str | None = None,
     label_ids: Mapping[int, int] | None = None,
+    unnamed_to_background: bool = False,
 ) -> Path:
     if every < 1:
         raise UsageError(f"--every counts slices and must be at least 1, found {every}.")
     raw = require_nnunet_path("nnUNet_raw")
     final = dataset.require_free(raw, dataset_id, name, overwrite)
     declared = None if label_names is None else dataset.declared_labels(label_names)
-    allowed = None if declared is None else frozenset(declared.values() if label_ids is None else label_ids)
+    allowed = None
+    if declared is not None and not unnamed_to_background:
+        allowed = frozenset(declared.values() if label_ids is None else label_ids)
     cases = dataset.find_cases(images, labels)
     check = functools.partial(check_case, allowed=allowed, repairs=repairs)
     checked = dataset.check_all(cases, check, "cases")
     if label_ids is not None:
-        checked = [replace(case, ids=frozenset(label_ids[value] for value in case.ids)) for case in checked]
+        checked = [replace(case, ids=frozenset(label_ids.get(value, 0) for value in case.ids)) for case in checked]
     found = frozenset().union(*(case.ids for case in checked))
     if declared is None:
         declared = dataset.declared_labels({f"class_{value}": value for value in sorted(found - {0})})

@@ -131,3 +131,22 @@ def test_ids_that_the_data_set_has_not_are_refused(folders: Path, call: Call, co
     maps = ("totalsegmentator_ct",) if command is plain else ("CT=totalsegmentator_ct", "MR=totalsegmentator_mr")
     code, _, error = call(command(folders, "--label-map", *maps))
     assert code == 4 and "undeclared labels, found 118" in error and "declared 0..117" in error
+
+
+def test_unnamed_ids_become_background(folders: Path, call: Call) -> None:
+    source = voxels(folders / "ct/labels/ct_1.nii.gz")
+    names = ("--label-names", "vertebra=30", "liver=5")
+    code, _, error = call(plain(folders, *names))
+    assert code != 0 and "26" in error  # S1 has no name
+    code, _, error = call(plain(folders, *names, "--unnamed-to-background"))
+    assert code == 0, error
+    raw = folders / "nnUNet_raw/Dataset603_Plain"
+    assert content_of(raw)["labels"] == {"background": 0, "vertebra": 1, "liver": 2}
+    found = voxels(raw / "labelsTr/ct_1.nii.gz")
+    assert np.array_equal(found == 1, source == 30) and np.array_equal(found == 2, source == 5)
+    assert found[0, 0, 0] == 0 != source[0, 0, 0]
+
+
+def test_unnamed_to_background_needs_names(folders: Path, call: Call) -> None:
+    code, _, error = call(plain(folders, "--unnamed-to-background"))
+    assert code == 2 and "--label-names" in error
