@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnunet_multimodal.data.modality import SECTION
 from nnunet_multimodal.inference.slabs import plan_work, segment, tiles_to_predict
-from nnunet_multimodal.networks import TextConditionedNetwork
+from nnunet_multimodal.networks import ToldNetwork
 
 Result = TypeVar("Result")
 
@@ -49,7 +49,7 @@ class Verdict:
 
 
 class ModalityPredictor(nnUNetPredictor):
-    """Stock prediction of any model; of a text-conditioned one with one modality a case.
+    """Stock prediction of any model; of one that can be told a modality with one modality a case.
 
     Left alone, the network decides tile by tile. Where all tiles agree, the logits are exactly the stock predictor's;
     where one does not, the case is predicted again with the modality that is likeliest on average told. Flat tiles
@@ -73,10 +73,10 @@ class ModalityPredictor(nnUNetPredictor):
         self._done = self._tile_share = 0.0
 
     @property
-    def conditioned(self) -> TextConditionedNetwork | None:
+    def conditioned(self) -> ToldNetwork | None:
         """The network, if it is one that can be told a modality."""
         network = getattr(self.network, "_orig_mod", self.network)
-        return network if isinstance(network, TextConditionedNetwork) else None
+        return network if isinstance(network, ToldNetwork) else None
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from nnunet_multimodal.networks.open_set import OpenSetNetwork, OpenSetOutput
 from nnunet_multimodal.networks.text_conditioned import TextConditionedNetwork, TextOutput
 from nnunet_multimodal.networks.text_swin import TextSwinUNETR
 from nnunet_multimodal.networks.text_unet import TextUNet
+from nnunet_multimodal.networks.told import ToldNetwork
 from nnunet_multimodal.networks.unet import PromptedUNet, binary_prompts, decoder_features
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "TextOutput",
     "TextSwinUNETR",
     "TextUNet",
+    "ToldNetwork",
     "binary_prompts",
     "decoder_features",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnunet_multimodal.networks.dynamic_head import DynamicHead
 from nnunet_multimodal.networks.modality_head import ModalityHead
+from nnunet_multimodal.networks.told import ToldNetwork
 
 LIMIT = 1000.0  # of logits at prediction: nnU-Net sums them in half precision (design.md, contract 9)
 
@@ -39,7 +40,7 @@ class TextOutput(NamedTuple):
     modality: Tensor
 
 
-class TextConditionedNetwork(nn.Module):
+class TextConditionedNetwork(ToldNetwork):
     """Backbone + dynamic head driven by frozen text embeddings of modality x class.
 
     In training ``tell`` must have said of which modality each image is. At prediction nobody has to: a small head on
@@ -59,7 +60,6 @@ class TextConditionedNetwork(nn.Module):
 
     Attributes:
         text_embeddings: buffer [M, C, E], frozen; filled by the trainer, at prediction by the checkpoint.
-        modality_logits: [B, M] of the last forward, without gradient; None before.
         deep_supervision: whether logits of all scales are returned.
     """
 
@@ -76,37 +76,16 @@ class TextConditionedNetwork(nn.Module):
         deep_supervision: bool,
         only: int | None = None,
     ) -> None:
-        super().__init__()
-        self.modalities = modalities
+        super().__init__(modalities)
         self.deep_supervision = deep_supervision
         self.only = only
         self.register_buffer("text_embeddings", torch.zeros(len(modalities), classes, text))
         self.head = DynamicHead(encoder[-1], scales, text, ndim)
         self.modality_head = ModalityHead(encoder, len(modalities))
-        # Plain attributes: a buffer would be overwritten by each fold's weights, and by rank 0 in distributed training.
-        self.told: Tensor | None = None
-        self.modality_logits: Tensor | None = None
 
     def features(self, image: Tensor) -> Features:
         """image: [B, 1, ...]."""
         raise NotImplementedError
-
-    def tell(self, modality: Tensor | int | None) -> None:
-        """Say of which modality the next images are, until told otherwise.
-
-        Args:
-            modality: index into ``modalities``, one for all images or [B]; None lets the network find out.
-
-        Raises:
-            IndexError: there is no such modality.
-        """
-        if modality is None:
-            self.told = None
-            return
-        ids = torch.as_tensor(modality, dtype=torch.long).reshape(-1)
-        if ids.device.type == "cpu" and (ids.min() < 0 or ids.max() >= len(self.modalities)):
-            raise IndexError(f"modality {ids.tolist()}: there are {len(self.modalities)}, {', '.join(self.modalities)}")
-        self.told = ids.to(self.text_embeddings.device, non_blocking=True)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor] | TextOutput:
         """image: [B, 1, (Z,) Y, X]."""
