@@ -28,6 +28,7 @@ from nnunetv2.inference.export_prediction import (
 
 from nnunet_multimodal.conversion.dataset import is_running, write_json
 from nnunet_multimodal.conversion.images import SUFFIXES, check_not_constant, read_volume
+from nnunet_multimodal.data.shifts import Change
 from nnunet_multimodal.data.side_fix import fix_sides
 from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, MultimodalError, UsageError
 from nnunet_multimodal.inference.hounsfield import likelihood, share_of_air
@@ -49,11 +50,13 @@ class Preparation:
         harmonise_as: bring the intensities of this modality to [0, 1], as the converter did; None leaves them.
         nan_to: value for voxels that are no numbers; None refuses them.
         missing: the channel that there is no image of; it is 0 everywhere in the result.
+        change: what is done to the images as read (data/shifts.py).
     """
 
     harmonise_as: str | None = None
     nan_to: float | None = None
     missing: int | None = None
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def predict_cases(
     on_progress: Callable[[float], Any] = lambda done: None,
     on_failure: Callable[[str, BaseException], Any] = lambda case, error: None,
     missing: Missing | None = None,
+    change: Change | None = None,
 ) -> None:
     """Predicts the cases into the report's folder, and writes the report after each.
 
@@ -149,6 +153,7 @@ def predict_cases(
         on_progress: called with the number of cases that are done, fractions included.
         on_failure: called for each case that failed.
         missing: the modality that no case has; the other one's branch of the network answers.
+        change: what is done to the images first.
 
     Raises:
         EnvironmentProblem: a process was killed.
@@ -189,7 +194,7 @@ def predict_cases(
                 while waiting and len(prepared) <= preparing.processes:
                     case = waiting.popleft()
                     as_what = told[case.name] if harmonise else None
-                    how = Preparation(as_what, nan_to, None if missing is None else missing.channel)
+                    how = Preparation(as_what, nan_to, None if missing is None else missing.channel, change)
                     prepared.append((case, preparing.submit(prepare, case, how, *plan)))
                 case, future = prepared.popleft()
                 predictor.on_progress = functools.partial(_advance, on_progress, index)
@@ -248,6 +253,9 @@ def prepare(
             air = share_of_air(image[0])
             if how.nan_to is not None:
                 image = np.where(np.isfinite(image), image, np.float32(how.nan_to))
+            if how.change is not None:
+                image = how.change(image, properties["spacing"], case.name)
+                air = share_of_air(image[0])
             if how.harmonise_as is not None:
                 from nnunet_multimodal.conversion.harmonise import harmonise
 
