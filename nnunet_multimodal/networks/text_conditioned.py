@@ -9,9 +9,7 @@ from torch import Tensor
 
 from nnunet_multimodal.networks.dynamic_head import DynamicHead
 from nnunet_multimodal.networks.modality_head import ModalityHead
-from nnunet_multimodal.networks.told import ToldNetwork
-
-LIMIT = 1000.0  # of logits at prediction: nnU-Net sums them in half precision (design.md, contract 9)
+from nnunet_multimodal.networks.told import LIMIT, ToldNetwork
 
 
 class Features(NamedTuple):
