@@ -1,6 +1,7 @@
 """Networks: pure torch modules that know nothing of nnU-Net's trainer, plans or files."""
 
 from nnunet_multimodal.networks.cmfnet import CmFNet
+from nnunet_multimodal.networks.context_prior import ContextOutput, ContextPriorUNet
 from nnunet_multimodal.networks.crossmr import CrossMRNetwork, Prompt, ReferringOutput
 from nnunet_multimodal.networks.memory import Memory
 from nnunet_multimodal.networks.modality_head import ModalityHead
@@ -13,6 +14,8 @@ from nnunet_multimodal.networks.unet import PromptedUNet, binary_prompts, decode
 
 __all__ = [
     "CmFNet",
+    "ContextOutput",
+    "ContextPriorUNet",
     "CrossMRNetwork",
     "Memory",
     "ModalityHead",
