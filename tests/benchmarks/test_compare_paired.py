@@ -18,6 +18,7 @@ from nnunet_multimodal.registry import parse_trainer_name
 TINY = PAIRED_COMPARISONS["phantom_tiny_paired"]
 REAL = PAIRED_COMPARISONS["brain_tumour_paired"]
 NAME = "nnUNetTrainerCmFNet"
+FULL = TINY.full
 
 
 @pytest.fixture
@@ -49,7 +50,10 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PairedWorkshop:
 @pytest.mark.parametrize("comparison", PAIRED_COMPARISONS.values())
 def test_every_method_is_one_that_is_there(comparison: PairedComparison) -> None:
     for method in comparison.methods.values():
-        assert method.trainer == "nnUNetTrainer" or parse_trainer_name(method.trainer) is not None
+        assert (
+            method.trainer in ("nnUNetTrainer", "nnUNetTrainerNoMirroring")
+            or parse_trainer_name(method.trainer) is not None
+        )
         assert method.data in ("scribbles", "dense")
     assert comparison.full in comparison.methods and set(comparison.missing) <= set(comparison.methods)
     assert compare.KINDS[type(comparison)] == (compare_paired, PairedWorkshop)
@@ -103,7 +107,7 @@ def test_masks_of_normalisation_are_taken_back(shop: PairedWorkshop, monkeypatch
 
 def test_what_is_missing_is_a_row_of_its_own() -> None:
     assert rows_of(TINY, NAME) == [(None, NAME), ("CT", f"{NAME}_without_CT"), ("MR", f"{NAME}_without_MR")]
-    assert rows_of(TINY, "nnUNetTrainer") == [(None, "nnUNetTrainer")]
+    assert rows_of(TINY, FULL) == [(None, FULL)]
 
 
 def test_means_and_table(shop: PairedWorkshop) -> None:
@@ -130,11 +134,11 @@ def test_means_and_table(shop: PairedWorkshop) -> None:
         (shop.scores(row, 0) / "cases.json").write_text(json.dumps(rows), encoding="utf-8")
         (shop.predictions(row, 0) / "seconds.json").write_text("3.5", encoding="utf-8")
 
-    finished("nnUNetTrainer", "nnUNetTrainer", [0.8, 0.8], [1.0, 3.0])
+    finished(FULL, FULL, [0.8, 0.8], [1.0, 3.0])
     finished(NAME, NAME, [0.9, 0.5], [2.0, None])
     finished(NAME, f"{NAME}_without_MR", [0.4, 0.0], [None, None])
     summary = summarise(shop, [0, 1], list(two.methods))
-    assert list(summary) == ["nnUNetTrainer", NAME, f"{NAME}_without_MR"]
+    assert list(summary) == [FULL, NAME, f"{NAME}_without_MR"]
     assert summary[NAME]["seeds"]["0"]["DSC"] == {"organs": {"liver": 0.9, "spleen": 0.5}, "mean": 0.7}
     assert summary[f"{NAME}_without_MR"]["missing"] == "MR"
     lines = markdown(two, summary, shop.organs).splitlines()
