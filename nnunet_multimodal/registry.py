@@ -182,6 +182,17 @@ _ENTRIES = (
         ),
     ),
     TrainerEntry(
+        name="nnUNetTrainerSegVol",
+        module="nnunet_multimodal.trainers.segvol",
+        paper="SegVol (Du et al., NeurIPS 2024), trained as in SegEVOLution",
+        dataset="any 3d nnU-Net data set with labels (no regions), as it is",
+        differs=(
+            "a vision transformer that is asked for one organ at a time, by text, points, a box or two of these, drawn "
+            "from the labels. nnUNetv2_predict asks for every organ by text; `nnunet_multimodal predict --text | "
+            "--points | --box` asks for what you say, with --zoom first coarsely"
+        ),
+    ),
+    TrainerEntry(
         name="nnUNetTrainerScribble",
         module="nnunet_multimodal.trainers.scribble",
         paper=f"{_CROSSMR_PAPER}: its baseline nnUNet-Scribble",

@@ -17,7 +17,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from tiny_training import CASES, NAMES, SMALL, configuration_name, log_of, make_trainer, save_cases, tiny_plans
+from tiny_training import CASES, NAMES_2D, SMALL, configuration_name, log_of, make_trainer, save_cases, tiny_plans
 
 from nnunet_multimodal.data.intensity import Sometimes
 from nnunet_multimodal.errors import DataProblem, UsageError
@@ -65,7 +65,7 @@ def changed(before: dict[str, torch.Tensor], trainer: MultimodalTrainer) -> bool
 
 
 @pytest.mark.parametrize("length", ["", "_3epochs"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES_2D)
 def test_every_trainer_trains_validates_and_is_built_again_by_the_predictor(name: str, length: str) -> None:
     check_a_trainer(name + length, 2)
 
@@ -81,6 +81,7 @@ def test_every_trainer_trains_validates_and_is_built_again_by_the_predictor(name
         "nnUNetTrainerDMSPS",
         "nnUNetTrainerUSTM",
         "nnUNetTrainerScribble2Label",
+        "nnUNetTrainerSegVol",
     ],
 )
 def test_in_3d(name: str) -> None:
@@ -270,7 +271,7 @@ def test_prompts_are_out_of_reach_of_intensities() -> None:
 # --- sides -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES_2D)
 @pytest.mark.parametrize("sided", [True, False])
 def test_labels_with_sides_are_not_mirrored(name: str, sided: bool) -> None:
     organs = {"left_kidney": 1, "right_kidney": 2} if sided else {"liver": 1, "spleen": 2}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from tiny_training import NAMES, make_trainer, tiny_plans
+from tiny_training import NAMES, VOLUMES_ONLY, configuration_name, make_trainer, tiny_plans
 
 from nnunet_multimodal import trainers
 from nnunet_multimodal.errors import UsageError
@@ -108,8 +108,9 @@ def test_plans_that_no_trainer_of_ours_wrote_are_named() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_section_is_complete_and_json_once_a_trainer_is_made(name: str, nnunet_folders: dict[str, str]) -> None:
-    trainer = make_trainer(name, num_epochs=17)
-    section = trainer.plans_manager.plans["configurations"]["2d"][SECTION]
+    ndim = 3 if name in VOLUMES_ONLY else 2
+    trainer = make_trainer(name, ndim, num_epochs=17)
+    section = trainer.plans_manager.plans["configurations"][configuration_name(ndim)][SECTION]
     assert set(section) == set(type(trainer).settings_defaults)
     assert section == trainer.settings and section["num_epochs"] == trainer.num_epochs == 17
     assert trainer.configuration_manager.configuration[SECTION] == section

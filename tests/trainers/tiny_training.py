@@ -32,13 +32,22 @@ SMALL = {
     "layers": 2,
     "levels": 2,
     "max_tokens": 20,
+    "vit_width": 16,
+    "vit_layers": 1,
+    "vit_heads": 2,
+    "vit_hidden": 16,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+    "decoder_hidden": 16,
     "prompts": 2,  # openSet: as many as there are organs, so that its batches look like the data set
 }
 
 # Their labels are scribbles: what nobody drew is ignored.
 WEAK = ("PartialCE", "DMSPS", "USTM", "Scribble2Label", "CmFNet")
 
+VOLUMES_ONLY = ("nnUNetTrainerSegVol",)  # no 2d
 NAMES = [name for entry in TRAINERS.values() for name in entry.names]
+NAMES_2D = [name for name in NAMES if name not in VOLUMES_ONLY]
 
 
 def channel_names(trainer: str, organs: int) -> list[str]:
