@@ -136,7 +136,7 @@ class MultimodalTrainer(nnUNetTrainer):
         network = self.bare_network()
         weights = {key: value for key, value in model.weights.items() if not key.startswith(self.own_weights)}
         weights, lines = fit_by_name(weights, model.names, network.state_dict(), names_of(self.dataset_json))
-        self.print_to_log_file("\n".join([load_fitting(network, weights), *lines]))
+        self.print_to_log_file("\n".join([*origin_of(model), load_fitting(network, weights), *lines]))
 
     # --- data --------------------------------------------------------------------------------------------------------
 
@@ -331,6 +331,12 @@ class MultimodalTrainer(nnUNetTrainer):
                     f"{path} was trained with {key} {before[key]}; now it is {self.settings[key]}. Bring that back, or "
                     "train anew without --c."
                 )
+
+
+def origin_of(model: StartingModel) -> list[str]:
+    """Lines that say which file the weights come from."""
+    lines = [] if model.message is None else [model.message]
+    return lines if model.file is None else [*lines, f"starting model: {model.file} ({model.trainer or 'no trainer'})"]
 
 
 def after_labels(transforms: list[BasicTransform]) -> int:

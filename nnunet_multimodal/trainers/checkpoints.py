@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nnunet_multimodal.errors import DataProblem, MultimodalError
@@ -57,6 +59,42 @@ def is_complete(path: Path) -> bool:
         return False
 
 
+def load_plain(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of nnU-Net or of an adapter file, on the CPU, if it is nothing but data.
+
+    A .pth is a pickle, which may call any function while it is read. Here only tensors, numbers and plain containers
+    are made, and the numpy numbers that nnU-Net logs; whatever else the file asks for is refused unread.
+
+    Raises:
+        DataProblem: it holds something else, or cannot be read (faults.md rows 35 and 37).
+    """
+    try:
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        said = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line]
+        raise DataProblem(
+            f"{path} is refused: it holds more than weights and settings, and reading that could run code "
+            f"({said[0] if said else str(error).splitlines()[0]}). If you trust where it comes from, load it with "
+            "torch.load(..., weights_only=False) and save its weights again; else ask for another file."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise DataProblem(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+    if not isinstance(content, dict):
+        raise DataProblem(f"{path} is no checkpoint: it holds a {type(content).__name__}, expected a dict.")
+    return content
+
+
+def _numpy_numbers() -> list[Any]:
+    """What numpy needs to make a number or an array of numbers, under its names of numpy 1 and 2."""
+    kinds = [np.dtype, np.ndarray, *{type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "?")}]
+    functions = {
+        "scalar": np.float64(0).__reduce__()[0],
+        "_reconstruct": np.zeros(1).__reduce__()[0],
+    }
+    return [*kinds, *((f, f"numpy.{core}.multiarray.{n}") for n, f in functions.items() for core in ("core", "_core"))]
+
+
 def readable_checkpoint(wanted: Path) -> tuple[Path, str | None]:
     """The wanted checkpoint, or the next best in its folder with a message that says so.
 
@@ -69,7 +107,7 @@ def readable_checkpoint(wanted: Path) -> tuple[Path, str | None]:
     for name in PREFERENCE:
         candidate = wanted.with_name(name)
         if candidate != wanted and is_complete(candidate):
-            epoch = torch.load(candidate, map_location="cpu", weights_only=False, mmap=True).get("current_epoch")
+            epoch = load_plain(candidate).get("current_epoch")
             return candidate, f"{wanted.name} {found}; using {candidate.name} (epoch {epoch})."
     raise DataProblem(
         f"{wanted} {found}, and no other checkpoint in {wanted.parent} can be read. "

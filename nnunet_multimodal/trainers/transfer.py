@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nnunet_multimodal.data.modality import first_names
 from nnunet_multimodal.errors import DataProblem
 from nnunet_multimodal.text.names import output_names
-from nnunet_multimodal.trainers.checkpoints import readable_checkpoint, starting_file
+from nnunet_multimodal.trainers.checkpoints import load_plain, readable_checkpoint, starting_file
 
 HEADS = "seg_layers."  # in the names of nnU-Net's output layers, one row a class
 
@@ -36,21 +35,35 @@ class Names:
 
 @dataclass(frozen=True)
 class StartingModel:
-    """Weights to start from, and what their channels stand for."""
+    """Weights to start from, and what their channels stand for.
+
+    Attributes:
+        weights: the network's state dict.
+        names: of its channels.
+        file: where they were read.
+        message: what is to be said of that: another file than the preferred one; None for nothing.
+        trainer: that trained it; None where nobody says it.
+    """
 
     weights: dict[str, Tensor]
     names: Names
+    file: Path | None = None
+    message: str | None = None
+    trainer: str | None = None
 
 
 def starting_model(path: Path, fold: int | str | None = None) -> StartingModel:
     """The model of a checkpoint file, or of a fold in an nnU-Net result folder (see ``starting_file``).
 
     Raises:
-        DataProblem: there is no checkpoint, or none that can be read.
+        DataProblem: there is no checkpoint, none that can be read, or one that holds more than data.
     """
-    file, _ = readable_checkpoint(starting_file(path, fold))
-    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
-    return StartingModel(checkpoint["network_weights"], names_of(checkpoint.get("init_args", {}).get("dataset_json")))
+    file, message = readable_checkpoint(starting_file(path, fold))
+    checkpoint = load_plain(file)
+    if "network_weights" not in checkpoint:
+        raise DataProblem(f"{file} is no checkpoint of nnU-Net: it has no 'network_weights', but {[*checkpoint][:5]}.")
+    names = names_of(checkpoint.get("init_args", {}).get("dataset_json"))
+    return StartingModel(checkpoint["network_weights"], names, file, message, checkpoint.get("trainer_name"))
 
 
 def names_of(dataset_json: Mapping[str, Any] | None) -> Names:
