@@ -8,6 +8,7 @@ from nnunet_multimodal.losses.multi_view_crf import MultiViewCRFLoss
 from nnunet_multimodal.losses.mumford_shah import MumfordShahLoss
 from nnunet_multimodal.losses.open_set import OpenSetLoss
 from nnunet_multimodal.losses.partial_cross_entropy import PartialCrossEntropyLoss
+from nnunet_multimodal.losses.partial_labels import MarginalLoss, MaskedTaskLoss
 from nnunet_multimodal.losses.ramp import ramp_up
 from nnunet_multimodal.losses.referring import ReferringLoss
 from nnunet_multimodal.losses.total_variation import TotalVariationLoss
@@ -15,6 +16,8 @@ from nnunet_multimodal.losses.total_variation import TotalVariationLoss
 __all__ = [
     "EntropyLoss",
     "GatedCRFLoss",
+    "MarginalLoss",
+    "MaskedTaskLoss",
     "MultiViewCRFLoss",
     "MumfordShahLoss",
     "OpenSetLoss",

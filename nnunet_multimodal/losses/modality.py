@@ -11,6 +11,8 @@ from torch import Tensor, nn
 class ModalityLoss(nn.Module):
     """L = L_seg + weight * cross-entropy(modality head, told modality), the weight 0.01 of Hermes' modality head.
 
+    Images of an unknown modality (-1) are left out of the cross-entropy.
+
     Args:
         segmentation: nnU-Net's loss, with or without deep supervision.
         weight: of the cross-entropy.
@@ -21,9 +23,10 @@ class ModalityLoss(nn.Module):
         self.segmentation, self.weight = segmentation, weight
 
     def forward(self, output: Any, target: Tensor | list[Tensor]) -> Tensor:
-        """output of the network: a ``TextOutput`` in training, logits in validation; target: nnU-Net's."""
+        """output: a ``TextOutput`` or ``ContextOutput`` in training, logits in validation; target: nnU-Net's."""
         if not hasattr(output, "modality_logits"):
             loss: Tensor = self.segmentation(output, target)
             return loss
-        told = F.cross_entropy(output.modality_logits.float(), output.modality)
-        return self.segmentation(output.segmentation, target) + self.weight * told
+        known = (output.modality >= 0).sum().clamp(min=1)  # torch's own mean is NaN where none is
+        told = F.cross_entropy(output.modality_logits.float(), output.modality, ignore_index=-1, reduction="sum")
+        return self.segmentation(output.segmentation, target) + self.weight * told / known
