@@ -26,6 +26,8 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from nnunet_multimodal.data.case_labels import KEY as CASE_LABELS
+from nnunet_multimodal.data.case_labels import has_case_labels
 from nnunet_multimodal.data.modality import ModalityTable, first_names, has_table
 from nnunet_multimodal.data.prompts import PromptsToImage, PromptsToSegmentation
 from nnunet_multimodal.data.sides import sided_pairs
@@ -72,6 +74,7 @@ class MultimodalTrainer(nnUNetTrainer):
     fixed_settings: ClassVar[dict[str, Any]] = {}  # what makes an ablation one; wins over the plans
     own_weights: ClassVar[tuple[str, ...]] = ()  # beginnings of the names that a starting model must not bring
     settled_settings: ClassVar[tuple[str, ...]] = ()  # those that a checkpoint must agree with
+    partial_labels: ClassVar[bool] = False  # whether cases may be annotated in part (data/case_labels.py)
 
     def __init__(
         self,
@@ -96,6 +99,11 @@ class MultimodalTrainer(nnUNetTrainer):
         self.step = 0  # training steps done in this epoch
         self.bar: tqdm | None = None
         self.check_dataset()
+        if has_case_labels(dataset_json) and not self.partial_labels:
+            raise DataProblem(
+                f'{self.plans_manager.dataset_name} has "{CASE_LABELS}": not every class is annotated in every case. '
+                f"{type(self).__name__} would learn that they are background there. Take nnUNetTrainerContextPrior."
+            )
 
     def complete_settings(self, dataset_json: dict, plans: dict, configuration: str) -> None:
         """Writes into ``self.settings`` what prediction must know of the data set; called before nnU-Net starts."""
