@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nnunet_multimodal.commands import evaluate_shift
 from nnunet_multimodal.commands.convert import natural_number
 from nnunet_multimodal.errors import UsageError
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Measure predictions: DSC, NSD, HD95 and ASD of each case, organ and modality.
 
 PRED and REF are folders (a case is the path in the folder, without .nii.gz) or two files. OUT gets cases.csv,
@@ -22,18 +23,23 @@ different volumes.
 
 Several models: --compare NAME=DIR adds further folders of predictions for the same REF. OUT/NAME then holds each one's
 own evaluation, and OUT comparison.csv, significance.csv, comparison.json and comparison.html: means side by side, box
-plots, and Wilcoxon's paired test of each two models, over all organs and organ by organ (Holm's correction)."""
+plots, and Wilcoxon's paired test of each two models, over all organs and organ by organ (Holm's correction).
 
-EXAMPLE = """\
+{evaluate_shift.DESCRIPTION}"""
+
+EXAMPLE = f"""\
 nnunet_multimodal evaluate PREDICTIONS labelsTs -o RESULTS
 nnunet_multimodal evaluate PREDICTIONS labels -o RESULTS --label-names liver=1 kidneys=2,3 --tolerance 2 liver=3 \\
     --modality-pattern '^(?P<modality>[^/]+)/' --in-distribution T1w
-nnunet_multimodal evaluate OURS labelsTs -o RESULTS --name ours --compare stock=STOCK --below 0.7"""
+nnunet_multimodal evaluate OURS labelsTs -o RESULTS --name ours --compare stock=STOCK --below 0.7
+{evaluate_shift.EXAMPLE}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prediction", type=Path, metavar="PRED", help="label maps to measure: a folder or a file")
-    parser.add_argument("reference", type=Path, metavar="REF", help="the true label maps: a folder or a file")
+    reference = parser.add_argument(
+        "reference", type=Path, metavar="REF", help="the true label maps: a folder or a file; with --shift REF alone"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     labels = parser.add_argument_group(
         "labels (default: dataset.json in PRED, in REF or beside it; else class_1, ... as found in REF)"
@@ -54,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="further folders of predictions",
     )
     models.add_argument("--name", metavar="NAME", help="of PRED beside them (default: its folder's)")
+    evaluate_shift.add_arguments(parser, reference)
     how = parser.add_argument_group("measures")
     how.add_argument(
         "--tolerance", nargs="+", default=["2"], metavar="MM", help="of NSD; NAME=MM for single organs (default: 2)"
@@ -86,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    evaluate_shift.check_options(args)
     from nnunet_multimodal.evaluation.compare import evaluate_models
     from nnunet_multimodal.evaluation.evaluate import evaluate_folders
     from nnunet_multimodal.evaluation.labels import labels_from, labels_from_file, read_json
@@ -116,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
         "report": not args.no_report,
         "jobs": args.jobs,
     }
+    if args.shift is not None:
+        return evaluate_shift.run(args, labels, options)
     if args.name is not None and not args.compare:
         raise UsageError("--name is of PRED beside others: give --compare, too.")
     if args.compare:

@@ -74,7 +74,7 @@ def evaluate_models(
     }
     first = next(iter(contents.values()))
     modality_of = {case["case"]: case["modality"] for case in first["cases"]}
-    results = {name: [_result(case) for case in content["cases"]] for name, content in contents.items()}
+    results = {name: [case_result(case) for case in content["cases"]] for name, content in contents.items()}
     organs = [*first["settings"]["labels"]]
     shared = ("surface", "surface_definition", "tolerances_mm", "labels", "ignore", "groups", "below")
     content = plain(
@@ -107,7 +107,7 @@ def _describe(labels: Labels) -> str:
     return f"{first_names(names)} (from {labels.source})"
 
 
-def _result(case: Mapping[str, Any]) -> CaseResult:
+def case_result(case: Mapping[str, Any]) -> CaseResult:
     """A case as it was measured; what evaluation.json calls None is undefined again."""
     undefined: Any = float("nan")
     organs = {

@@ -106,9 +106,9 @@ def evaluate_folders(
     _check_arguments(surface, distance_when_missed, jobs, images, below)
     cases, without_reference = pair_cases(prediction, reference)
     if output is not None:
-        _check_output(output)
-    jsons = _dataset_jsons(prediction, reference)
-    chosen = _labels(labels, jsons, cases)
+        check_output(output)
+    jsons = dataset_jsons(prediction, reference)
+    chosen = labels_of(labels, jsons, cases)
     names = [case.name for case in cases]
     modalities, notes = _modalities(modality_map or {}, modality_pattern, jsons, names, strict=bool(in_distribution))
     modality_of = {name: modalities.of(name) for name in names}
@@ -116,7 +116,7 @@ def evaluate_folders(
     millimetres = tolerances_for(chosen, tolerance, tolerances or {})
     settings = Settings(chosen, millimetres, surface, distance_when_missed, resample_to_reference)
 
-    results = _evaluate_all(cases, settings, jobs, progress)
+    results = evaluate_all(cases, settings, jobs, progress)
     failed = {result.name: result.failed for result in results if result.failed}
     if all(result.failed for result in results if result.prediction is not None):
         raise DataProblem(numbered("No case could be measured:", [str(problem) for problem in failed.values()]))
@@ -143,7 +143,7 @@ def evaluate_folders(
                 "images": str(images) if images is not None else None,
             },
             "definitions": {"means": MEANS, "surface": DEFINITIONS[surface], "states": STATES},
-            "versions": _versions(),
+            "versions": versions(),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "counts": {
                 "cases": len(cases),
@@ -184,7 +184,7 @@ def evaluate_folders(
 def choose_labels(prediction: Path, reference: Path, labels: Mapping[str, Ids] | Labels | None = None) -> Labels:
     """The labels that ``evaluate_folders`` would measure; raises what it would about labels and folders."""
     cases, _ = pair_cases(prediction, reference)
-    return _labels(labels, _dataset_jsons(prediction, reference), cases)
+    return labels_of(labels, dataset_jsons(prediction, reference), cases)
 
 
 def odd_sides(results: Sequence[CaseResult]) -> dict[str, list[str]]:
@@ -213,7 +213,7 @@ def _check_arguments(
         raise UsageError(f"No such folder of images: {images}")
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     """The results can be written. It is tried (and undone): permissions alone do not say it of every file system."""
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -230,14 +230,14 @@ def _check_output(output: Path) -> None:
 # --- labels and modalities -------------------------------------------------------------------------------------------
 
 
-def _dataset_jsons(prediction: Path, reference: Path) -> list[Path]:
+def dataset_jsons(prediction: Path, reference: Path) -> list[Path]:
     """The dataset.json files in or beside the two, in the order in which they are asked; read only when they are."""
     folders = [path if path.is_dir() else path.parent for path in (prediction, reference)]
     paths = [folder / "dataset.json" for folder in (*folders, folders[1].resolve().parent)]
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
-def _labels(given: Mapping[str, Ids] | Labels | None, jsons: Sequence[Path], cases: Sequence[Case]) -> Labels:
+def labels_of(given: Mapping[str, Ids] | Labels | None, jsons: Sequence[Path], cases: Sequence[Case]) -> Labels:
     if isinstance(given, Labels):
         return given
     if given is not None:
@@ -277,14 +277,14 @@ def _modalities(
     if all(modalities.of(case) != UNKNOWN for case in cases):
         return modalities, notes
     try:
-        return Modalities(told, pattern, _modality_table(jsons)), notes
+        return Modalities(told, pattern, modality_table(jsons)), notes
     except UsageError as error:
         if strict:
             raise
         return modalities, [*notes, f"no modalities are taken from dataset.json: {error}"]
 
 
-def _modality_table(jsons: Sequence[Path]) -> dict[str, str]:
+def modality_table(jsons: Sequence[Path]) -> dict[str, str]:
     for path in jsons:
         ours = read_json(path).get("nnunet_multimodal")
         table = ours.get("case_modality") if isinstance(ours, dict) else None
@@ -299,7 +299,7 @@ def _modality_table(jsons: Sequence[Path]) -> dict[str, str]:
 # --- the cases -------------------------------------------------------------------------------------------------------
 
 
-def _evaluate_all(cases: Sequence[Case], settings: Settings, jobs: int, progress: bool) -> list[CaseResult]:
+def evaluate_all(cases: Sequence[Case], settings: Settings, jobs: int, progress: bool) -> list[CaseResult]:
     from tqdm import tqdm
 
     jobs = min(jobs, len(cases))
@@ -360,6 +360,6 @@ def _total(results: Sequence[CaseResult], what: str) -> dict[str, dict[str, int]
     return dict(sorted(total.items(), key=lambda pair: int(pair[0])))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     packages = {name: importlib.metadata.version(name) for name in ("numpy", "scipy", "nibabel", "monai")}
     return {"nnunet_multimodal": __version__, "python": platform.python_version(), **packages}
