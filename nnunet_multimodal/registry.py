@@ -193,6 +193,26 @@ _ENTRIES = (
         ),
     ),
     TrainerEntry(
+        name="nnUNetTrainerContextPrior",
+        module="nnunet_multimodal.trainers.context_prior",
+        paper="SegEVOLution's context priors, after Hermes (Gao et al., CVPR 2024)",
+        dataset=(
+            "a table of which case is of which modality, and, where cases are annotated in part, `case_labels`; made "
+            "with `nnunet_multimodal convert mixed` (`--partial`) or `convert table`"
+        ),
+        differs=(
+            "learned tokens of all classes and of the modality look at the deep features, and these at them; then the "
+            "tokens move the weights of the last convolution. A starting model's answers are where training begins. "
+            "Classes that a case does not annotate have no part in its loss"
+        ),
+        ablations={
+            "multiplicative": "The tokens give the last convolution's weights alone, as in Hermes.",
+            "sigmoid": "Each class is a task of its own; what a case does not annotate is a null task, as in Hermes.",
+            "noModality": "No tokens of modalities; needs no table.",
+            "sharedTokens": "One pool of tokens for all stages.",
+        },
+    ),
+    TrainerEntry(
         name="nnUNetTrainerScribble",
         module="nnunet_multimodal.trainers.scribble",
         paper=f"{_CROSSMR_PAPER}: its baseline nnUNet-Scribble",

@@ -45,6 +45,7 @@ SMALL = {
 # Their labels are scribbles: what nobody drew is ignored.
 WEAK = ("PartialCE", "DMSPS", "USTM", "Scribble2Label", "CmFNet")
 
+WITH_TABLE = ("nnUNetTrainerMulModSeg", "nnUNetTrainerContextPrior")  # of modalities
 VOLUMES_ONLY = ("nnUNetTrainerSegVol",)  # no 2d
 NAMES = [name for entry in TRAINERS.values() for name in entry.names]
 NAMES_2D = [name for name in NAMES if name not in VOLUMES_ONLY]
@@ -74,7 +75,7 @@ def tiny_dataset(trainer: str, organs: dict[str, int] = ORGANS, ignore: bool = F
         "labels": labels,
         "numTraining": len(CASES),
         "file_ending": ".nii.gz",
-        **({"nnunet_multimodal": TABLE} if trainer.startswith("nnUNetTrainerMulModSeg") else {}),
+        **({"nnunet_multimodal": TABLE} if trainer.startswith(WITH_TABLE) else {}),
     }
 
 
