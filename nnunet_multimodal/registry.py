@@ -193,6 +193,31 @@ _ENTRIES = (
         ),
     ),
     TrainerEntry(
+        name="nnUNetTrainerLoRA",
+        module="nnunet_multimodal.trainers.lora",
+        paper="SegEVOLution (adapting a CT model to MRI by LoRA)",
+        dataset="images of the new modality, in plans made from a trained model by `nnunet_multimodal adapt`",
+        differs=(
+            "the network of the trained model is frozen; factors of low rank beside its layers learn, and its output "
+            "layers. A few per cent of the parameters, in a file of their own with `adapt --export`; `adapt --merge` "
+            "makes a stock model of it"
+        ),
+    ),
+    TrainerEntry(
+        name="nnUNetTrainerMoA",
+        module="nnunet_multimodal.trainers.moa",
+        paper="SegEVOLution (mixture of adapters)",
+        dataset=(
+            "as nnUNetTrainerLoRA, from a model that z-scores; with a modality table it may hold several modalities"
+        ),
+        differs=(
+            "each new modality has adapters of its own, and the trained model's own modality has none: its images are "
+            "answered exactly as before. The network tells the modality itself, or is told by "
+            "`nnunet_multimodal predict`"
+        ),
+        ablations={"learned": "The shares of two adapters and of the identity are learned from the image."},
+    ),
+    TrainerEntry(
         name="nnUNetTrainerContextPrior",
         module="nnunet_multimodal.trainers.context_prior",
         paper="SegEVOLution's context priors, after Hermes (Gao et al., CVPR 2024)",

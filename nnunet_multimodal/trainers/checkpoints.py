@@ -142,6 +142,7 @@ def load_fitting(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> 
     new = sorted(own.keys() - fitting.keys())
     skipped = sorted(weights.keys() - fitting.keys())
     lines = [f"starting model: {len(fitting)} tensors loaded, {len(new)} new, {len(skipped)} skipped"]
-    for title, names in (("new", new), ("skipped", skipped)):
+    first = {value.data_ptr(): key for key, value in reversed(own.items())}.values()  # nnU-Net's have two names or more
+    for title, names in (("new", [key for key in new if key in first]), ("skipped", skipped)):
         lines += [f"  {title}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"] if names else []
     return "\n".join(lines)

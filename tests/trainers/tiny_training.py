@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_multimodal import trainers
 from nnunet_multimodal.registry import TRAINERS
@@ -45,8 +47,10 @@ SMALL = {
 # Their labels are scribbles: what nobody drew is ignored.
 WEAK = ("PartialCE", "DMSPS", "USTM", "Scribble2Label", "CmFNet")
 
-WITH_TABLE = ("nnUNetTrainerMulModSeg", "nnUNetTrainerContextPrior")  # of modalities
 VOLUMES_ONLY = ("nnUNetTrainerSegVol",)  # no 2d
+WITH_TABLE = ("nnUNetTrainerMulModSeg", "nnUNetTrainerMoA", "nnUNetTrainerContextPrior")
+ADAPTING = ("nnUNetTrainerLoRA", "nnUNetTrainerMoA")  # they need a starting model
+
 NAMES = [name for entry in TRAINERS.values() for name in entry.names]
 NAMES_2D = [name for name in NAMES if name not in VOLUMES_ONLY]
 
@@ -178,6 +182,11 @@ def make_trainer(
     """A trainer of this name on CPU with its preprocessed data; needs the fixture ``nnunet_folders``."""
     dataset = tiny_dataset(name, organs, ignore)
     channels = len(dataset["channel_names"])
+    if name.startswith(ADAPTING):
+        if "starting_model" not in settings:
+            settings["starting_model"] = str(save_starting_model(ndim, dataset))
+        if "MoA" in name:
+            settings.setdefault("base_modalities", ["CT"])
     plans = tiny_plans(ndim, channels, {**SMALL, **settings})
     trainer: MultimodalTrainer = getattr(trainers, name)(
         plans, configuration_name(ndim), 0, dataset, torch.device("cpu")
@@ -186,6 +195,22 @@ def make_trainer(
     if not folder.exists():
         save_cases(folder, channels, len(organs), cases, scribbles=is_weak(name))
     return trainer
+
+
+def save_starting_model(ndim: int, dataset: dict[str, Any], name: str = "base.pth", **architecture: Any) -> Path:
+    """A checkpoint of nnUNetTrainer with random weights, as it saves them."""
+    channels = len(dataset["channel_names"])
+    plans = tiny_plans(ndim, channels)
+    plans["configurations"][configuration_name(ndim)]["architecture"]["arch_kwargs"] |= architecture
+    trainer = nnUNetTrainer(plans, configuration_name(ndim), 0, dataset, torch.device("cpu"))
+    trainer.print_to_log_file = lambda *args, **kwargs: None
+    folder = Path(trainer.preprocessed_dataset_folder)
+    if not folder.exists():
+        save_cases(folder, channels, len(dataset["labels"]) - 1)
+    trainer.initialize()
+    path = Path(os.environ["nnUNet_results"], name)
+    trainer.save_checkpoint(str(path))
+    return path
 
 
 def log_of(trainer: MultimodalTrainer) -> str:
