@@ -27,7 +27,10 @@ Those of AMOS and TotalSegmentator are known: --label-map CT=totalsegmentator_ct
 MRSegmentator's 40 organs (lobes become lungs, vertebrae the spine). total_mr had 56 classes once, with other ids:
 totalsegmentator_mr_56.
 The data set gets the organs that all modalities have, or those of --organs, numbered from 1 in that order; all other
-organs become background. Training alternates in the order of --images."""
+organs become background. Training alternates in the order of --images.
+With --partial it gets the organs that any of them has, and says which case is annotated for which: for
+nnUNetTrainerContextPrior, which teaches nothing of an organ where nobody labelled it. Data sets of one modality with
+other organs get a name: --images CT/lits=DIR CT/spleens=DIR."""
 
 EXAMPLE = """\
 nnunet_multimodal convert mixed -d 602 --images CT=ct/images MR=mr/images --labels CT=ct/labels MR=mr/labels \\
@@ -49,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names.add_argument("--labels-json", nargs="+", metavar="[NAME=]FILE", help="the same from JSON files")
     data.add_argument("--label-map", type=named_map, nargs="+", default=[], metavar="NAME=MAP", help=LABEL_MAP_HELP)
     data.add_argument("--organs", type=name_list, metavar="A,B,...", help="organs of the data set, in this order")
+    data.add_argument(
+        "--partial", action="store_true", help="keep organs that only some label; case_labels says where they are"
+    )
     data.add_argument(
         "--unnamed-to-background",
         action="store_true",
@@ -91,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
         names = [files.case for files in cases]
         patients = match_patients(names, args.patient_pattern) if args.patient_pattern else {}
         further = maps[modality].further if modality in maps else {}
-        sources.append(Source(modality, cases, organs[modality], patients, further))
+        kind, _, title = modality.partition("/")
+        sources.append(Source(kind, cases, organs[modality], patients, further, title))
     wanted = {name: index for index, name in enumerate(args.organs, start=1)} if args.organs else None
     folder = convert_mixed(
         sources,
@@ -103,15 +110,17 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         unnamed_to_background=args.unnamed_to_background,
         strict=args.strict,
+        partial=args.partial,
     )
     print(folder)
     people = {patient for source in sources for patient in source.patients.values()}
     print(
-        ", ".join(f"{len(source.cases)} {source.modality}" for source in sources)
+        ", ".join(f"{len(source.cases)} {source.title}" for source in sources)
         + (f"; {len(people)} patients" if people else "")
     )
     print(f"Next: nnUNetv2_plan_and_preprocess -d {args.dataset_id} -c 2d --verify_dataset_integrity")
-    print(f"      nnUNetv2_train {args.dataset_id} 2d 0 -tr nnUNetTrainerMulModSeg")
+    trainer = "nnUNetTrainerContextPrior" if args.partial else "nnUNetTrainerMulModSeg"
+    print(f"      nnUNetv2_train {args.dataset_id} 2d 0 -tr {trainer}")
     return 0
 
 

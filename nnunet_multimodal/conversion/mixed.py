@@ -27,6 +27,7 @@ from nnunet_multimodal.conversion.dataset import FILE_ENDING, LISTED, CaseFiles,
 from nnunet_multimodal.conversion.harmonise import METHODS
 from nnunet_multimodal.conversion.harmonise import harmonise as harmonised
 from nnunet_multimodal.conversion.images import Volume, write_like
+from nnunet_multimodal.data.case_labels import KEY as CASE_LABELS
 from nnunet_multimodal.data.modality import ModalityTable
 from nnunet_multimodal.environment import require_nnunet_path
 from nnunet_multimodal.errors import DataProblem, UsageError
@@ -46,6 +47,7 @@ class Source:
         patients: case -> patient, where known. A name means the same person in all sources.
         further: ids of these files that ``labels`` does not have -> the organ that they are a part of, as each vertebra
             is of the spine, or "" for background.
+        name: tells it from another source of its modality.
     """
 
     modality: str
@@ -53,6 +55,12 @@ class Source:
     labels: Mapping[str, int]
     patients: Mapping[str, str] = field(default_factory=dict)
     further: Mapping[int, str] = field(default_factory=dict)
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """CT, or CT/lits."""
+        return f"{self.modality}/{self.name}" if self.name else self.modality
 
 
 def convert_mixed(
@@ -65,6 +73,7 @@ def convert_mixed(
     overwrite: bool = False,
     unnamed_to_background: bool = False,
     strict: bool = False,
+    partial: bool = False,
 ) -> Path:
     """Make a data set of one channel, ``CT_or_MR``, with common labels and a modality table.
 
@@ -78,6 +87,8 @@ def convert_mixed(
         overwrite: replace a data set of this id once the new one is complete.
         unnamed_to_background: ids that ``Source.labels`` does not name become background instead of being an error.
         strict: an image that does not look like its modality is an error instead of a warning (faults.md 21).
+        partial: organs that only some sources label are kept, by default all of them, and ``case_labels`` of
+            dataset.json says which case is annotated for which; one modality is then enough.
 
     Returns:
         The folder of the data set.
@@ -87,11 +98,13 @@ def convert_mixed(
     """
     raw = require_nnunet_path("nnUNet_raw")
     final = dataset.require_free(raw, dataset_id, name, overwrite)
-    modalities = _modalities(sources)
+    modalities = _modalities(sources, 1 if partial else 2)
     if harmonise is not None and harmonise not in METHODS:
         raise UsageError(f"Unknown harmonisation {harmonise!r}. There is: {', '.join(METHODS)}.")
-    declared = dataset.declared_labels(common_labels(sources) if labels is None else labels)
-    _require_organs(declared, sources)
+    declared = dataset.declared_labels(
+        labels if labels is not None else all_labels(sources) if partial else common_labels(sources)
+    )
+    _require_organs(declared, sources, partial)
     _note_left_out(declared, sources)
     cases = _name_cases(sources, declared)
 
@@ -102,7 +115,14 @@ def convert_mixed(
     _warn([doubt for _, doubt in results if doubt])
     for modality in modalities:
         of_modality = [checked for case, (checked, _) in zip(cases, results) if case.modality == modality]
-        note_what_is_absent(dataset.organs_of(declared), of_modality, f"{modality} ")
+        annotated = {name for source in sources if source.modality == modality for name in source.labels}
+        looked_for = {name: value for name, value in dataset.organs_of(declared).items() if name in annotated}
+        note_what_is_absent(looked_for, of_modality, f"{modality} ")
+    case_labels = _case_labels(cases, declared)
+    for source in sources if case_labels else ():
+        missing = [name for name in dataset.organs_of(declared) if name not in source.labels]
+        if missing:
+            log.warning("note: %s does not annotate %s (case_labels)", source.title, dataset.first_names(missing))
 
     table = ModalityTable(
         modalities,
@@ -110,10 +130,12 @@ def convert_mixed(
         {case.name: case.patient for case in cases if case.patient is not None},
     )
     own = table.section() | ({"harmonise": harmonise} if harmonise else {})
+    own |= {CASE_LABELS: case_labels} if case_labels else {}
     record = {
         "sources": [_describe(source) for source in sources],
         **({"harmonise": harmonise} if harmonise else {}),
         **({"unnamed_to_background": True} if unnamed_to_background else {}),
+        **({"partial": True} if partial else {}),
         **dataset.describe_repairs(repairs),
         "nnunet_multimodal": __version__,
     }
@@ -135,6 +157,7 @@ class _Case:
     files: CaseFiles
     patient: str | None
     ids: Mapping[int, int]  # from those of its label file to the common ones; 0 is background
+    annotated: frozenset[str]  # organs that its source labels
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------
@@ -159,7 +182,24 @@ def common_labels(sources: Sequence[Source]) -> dict[str, int]:
     return {name: index for index, name in enumerate(names, start=1)}
 
 
-def _modalities(sources: Sequence[Source]) -> tuple[str, ...]:
+def all_labels(sources: Sequence[Source]) -> dict[str, int]:
+    """The organs that any source has, numbered from 1 in the order in which they come; ``ignore`` last if there."""
+    names = dict.fromkeys(name for source in sources for name in source.labels if name not in ("background", "ignore"))
+    ignore = ["ignore"] if any("ignore" in source.labels for source in sources) else []
+    return {name: index for index, name in enumerate([*names, *ignore], start=1)}
+
+
+def _case_labels(cases: Sequence[_Case], declared: Mapping[str, int]) -> dict[str, list[str]]:
+    """The organs of each case that lacks one; a case that is not here is annotated in full."""
+    organs = dataset.organs_of(declared)
+    return {
+        case.name: [name for name in organs if name in case.annotated]
+        for case in cases
+        if not organs.keys() <= case.annotated
+    }
+
+
+def _modalities(sources: Sequence[Source], fewest: int) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(source.modality for source in sources))
     for name in names:
         if not re.fullmatch(r"[\w.-]+", name):
@@ -168,7 +208,10 @@ def _modalities(sources: Sequence[Source]) -> tuple[str, ...]:
         _check_source(source)
     if len({name.casefold() for name in names}) < len(names):
         raise UsageError(f"Modalities must differ by more than capitals, found {', '.join(names)}.")
-    if len(names) < 2:
+    for source in sources:
+        if source.name and not re.fullmatch(r"[\w.-]+", source.name):
+            raise UsageError(f"Source {source.name!r} must consist of letters, digits, '_', '-' and '.'.")
+    if len(names) < fewest:
         raise UsageError(
             f"A mixed data set has at least two modalities, found {', '.join(names) or 'none'}. "
             "For one there is `nnunet_multimodal convert plain --modality NAME`."
@@ -179,26 +222,40 @@ def _modalities(sources: Sequence[Source]) -> tuple[str, ...]:
 def _check_source(source: Source) -> None:
     ids = [*source.labels.values()]
     if not source.cases:
-        raise DataProblem(f"There is no case of {source.modality}.")
+        raise DataProblem(f"There is no case of {source.title}.")
     if any(value <= 0 for value in ids) or "background" in source.labels:
-        raise UsageError(f"Labels of {source.modality} have to be numbers from 1 on; background is 0 by itself.")
+        raise UsageError(f"Labels of {source.title} have to be numbers from 1 on; background is 0 by itself.")
     twice = sorted({value for value in ids if ids.count(value) > 1})
     if twice:
         names = ", ".join(name for name, value in source.labels.items() if value == twice[0])
-        raise UsageError(f"Labels of {source.modality} must differ, found {twice[0]} for {names}.")
+        raise UsageError(f"Labels of {source.title} must differ, found {twice[0]} for {names}.")
 
 
-def _require_organs(declared: Mapping[str, int], sources: Sequence[Source]) -> None:
-    """An organ that one source does not label would be taught as background in its images."""
-    for organ in dataset.organs_of(declared):
+def _require_organs(declared: Mapping[str, int], sources: Sequence[Source], partial: bool) -> None:
+    """An organ that one source does not label would be taught as background in its images, if nobody said so."""
+    organs = dataset.organs_of(declared)
+    for source in sources if partial else ():
+        if not organs.keys() & source.labels.keys():
+            raise UsageError(
+                f"{source.title} labels none of {dataset.first_names([*organs])}, so there is nothing to learn from "
+                f"its cases; it labels {dataset.first_names([*source.labels])}. Leave {source.title} out."
+            )
+    for organ in organs:
+        if partial and any(organ in source.labels for source in sources):
+            continue
         for source in sources:
             if organ not in source.labels:
                 close = difflib.get_close_matches(organ, source.labels, n=1)
                 raise UsageError(
-                    f"{organ!r} is not among the labels of {source.modality}: "
+                    f"{organ!r} is not among the labels of {source.title}: "
                     f"{dataset.first_names([*source.labels])}. "
                     + (f"Is it {close[0]!r} there? Name it {organ!r} then. " if close else "")
-                    + "Every organ has to be labelled in all modalities, or it would be taught as background in some."
+                    + (
+                        "Some modality has to label it."
+                        if partial
+                        else "Every organ has to be labelled in all modalities, or it would be taught as background in "
+                        "some. Or pass --partial: what is not labelled is then not taught (nnUNetTrainerContextPrior)."
+                    )
                 )
 
 
@@ -206,7 +263,7 @@ def _note_left_out(declared: Mapping[str, int], sources: Sequence[Source]) -> No
     for source in sources:
         left_out = [name for name in source.labels if name not in declared]
         if left_out:
-            log.warning("note: of %s, these become background: %s", source.modality, dataset.first_names(left_out))
+            log.warning("note: of %s, these become background: %s", source.title, dataset.first_names(left_out))
 
 
 def _name_cases(sources: Sequence[Source], declared: Mapping[str, int]) -> list[_Case]:
@@ -214,13 +271,14 @@ def _name_cases(sources: Sequence[Source], declared: Mapping[str, int]) -> list[
     times = Counter(files.case for source in sources for files in source.cases)
     cases = [
         _Case(
-            files.case if times[files.case] == 1 else f"{source.modality}_{files.case}",
+            files.case if times[files.case] == 1 else f"{source.title.replace('/', '_')}_{files.case}",
             source.modality,
             files,
             source.patients.get(files.case),
             {0: 0}
             | {value: declared.get(organ, 0) for value, organ in source.further.items()}
             | {value: declared.get(organ, 0) for organ, value in source.labels.items()},
+            frozenset(source.labels),
         )
         for source in sources
         for files in source.cases
@@ -242,6 +300,7 @@ def _describe(source: Source) -> dict[str, Any]:
 
     return {
         "modality": source.modality,
+        **({"name": source.name} if source.name else {}),
         "images": folder(files.image for files in source.cases),
         "labels": folder(files.label for files in source.cases),
         "cases": len(source.cases),

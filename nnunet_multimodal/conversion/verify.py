@@ -29,6 +29,8 @@ from nnunet_multimodal.conversion.images import (
 )
 from nnunet_multimodal.conversion.mixed import doubt_modality
 from nnunet_multimodal.conversion.verify_scribbles import check_dense, check_drawn, check_fingerprint
+from nnunet_multimodal.data.case_labels import KEY as CASE_LABELS
+from nnunet_multimodal.data.case_labels import CaseLabels, has_case_labels
 from nnunet_multimodal.data.modality import SECTION, ModalityTable, has_table
 from nnunet_multimodal.data.splits import FILE_NAME, advise, folds_without, read_splits, stale_cases
 from nnunet_multimodal.errors import DataProblem
@@ -88,6 +90,8 @@ def check_raw_dataset(folder: Path) -> Findings:
     with_images = [case for case, files in cases.items() if files.channels]
     table, more = _check_table(content, with_images)
     problems += more + _check_splits(folder, with_images, table)
+    case_labels, more = _check_case_labels(content, with_images)
+    problems += more
     of_case = {} if table is None or is_harmonised(content) else table.case_modality
     # nibabel reads sheared directions, ITK does not
     sheared_is_read = str(content.get("overwrite_image_reader_writer", "")).startswith("NibabelIO")
@@ -99,6 +103,7 @@ def check_raw_dataset(folder: Path) -> Findings:
         problems += more
         if values is not None:
             found[case] = values
+            problems += _check_unannotated(case, values, content["labels"], case_labels)
         if image is not None and image.path == files.channels[0] and case in of_case:
             doubt = doubt_modality(of_case[case], image)
             warnings += [f"case {case}: {doubt}"] if doubt else []
@@ -233,6 +238,36 @@ def _check_table(content: Mapping[str, Any], cases: Iterable[str]) -> tuple[Moda
         except DataProblem as problem:
             return table, [str(problem)]
     return table, []
+
+
+def _check_case_labels(content: Mapping[str, Any], cases: list[str]) -> tuple[CaseLabels | None, list[str]]:
+    """Which classes are annotated in which case, and what is wrong with that."""
+    if not isinstance(content.get(SECTION), dict) or not has_case_labels(content):
+        return None, []
+    try:
+        case_labels = CaseLabels.from_dataset_json(content)
+        case_labels.require_known(cases)
+    except DataProblem as problem:
+        return None, [str(problem)]
+    never = [name for name, count in case_labels.count(cases).items() if cases and not count]
+    return case_labels, [f'"{CASE_LABELS}": {", ".join(never)} is annotated in no case.'] if never else []
+
+
+def _check_unannotated(
+    case: str, values: frozenset[int], labels: Mapping[str, Any], case_labels: CaseLabels | None
+) -> list[str]:
+    """A class that is not annotated in a case has no voxel there."""
+    if case_labels is None:
+        return []
+    drawn = [
+        name for name in case_labels.unannotated(case) if not isinstance(labels[name], list) and labels[name] in values
+    ]
+    if not drawn:
+        return []
+    return [
+        f'case {case}: its label has {", ".join(drawn)}, which "{CASE_LABELS}" says is not annotated there. Add it to '
+        "the case's list if it is, or set these voxels to 0."
+    ]
 
 
 def _check_splits(folder: Path, cases: Iterable[str], table: ModalityTable | None) -> list[str]:
