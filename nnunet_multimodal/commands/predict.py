@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_multimodal.commands import predict_prompted
 from nnunet_multimodal.environment import require_nnunet_path
 from nnunet_multimodal.errors import DataProblem, UsageError
 
@@ -27,6 +28,10 @@ the branch of the other one answers.
 which it lies; what is not clear stays as it is and is named. --slabs N predicts and finishes a large volume in N parts
 along its longest axis: the same labels, in less memory and more time.
 
+A model of nnUNetTrainerSegVol is asked by --text, --points or --box, alone or together; coordinates are x,y,z in mm
+(RAS). --zoom looks at the whole volume coarsely, then closely where the organ is. With --box-from-labels and
+--box-shift the command measures how well boxes have to be drawn. docs/prompts.md says more.
+
 OUT gets the segmentations and predictions.json: for each case its modality, whether it was told or inferred, and how
 sure the network is of it. Was the data set made with --harmonise, its intensities are harmonised here too; each image's
 modality must then be told. A bad image costs its case: the rest is done, and the command ends with 1."""
@@ -36,8 +41,11 @@ nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 3d_fullres -f 0 --modality MR
 nnunet_multimodal predict -i imagesTs -o OUT -d 602 -c 2d --modality-map cases.json
 nnunet_multimodal predict -i imagesTs -o OUT -d 604 -c 3d_fullres -tr nnUNetTrainerCmFNet --missing MR
-nnunet_multimodal predict -i imagesTs -o OUT -m RESULT_FOLDER --slabs 4 --fix-sides"""
+nnunet_multimodal predict -i imagesTs -o OUT -m RESULT_FOLDER --slabs 4 --fix-sides
+nnunet_multimodal predict -i imagesTs -o OUT -m RESULT_FOLDER --text liver spleen --zoom
+nnunet_multimodal predict -i imagesTs -o OUT -m RESULT_FOLDER --points prompts.json --text"""
 
+TRAINER = "nnUNetTrainerMulModSeg"
 SURE = 0.9  # of another modality than was told: worth a warning
 
 
@@ -48,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("-d", dest="dataset", metavar="ID", help="data set of the training, number or name")
     model.add_argument("-c", dest="configuration", metavar="NAME", help="2d, 3d_fullres, ...")
-    model.add_argument("-tr", dest="trainer", default="nnUNetTrainerMulModSeg", metavar="NAME", help="%(default)s")
+    model.add_argument(
+        "-tr", dest="trainer", metavar="NAME", help=f"default: {TRAINER}, with prompts {predict_prompted.TRAINER}"
+    )
     model.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="NAME", help="default: %(default)s")
     model.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="default: every fold that was trained")
     model.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="FILE", help="%(default)s")
@@ -61,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group("registered pairs (nnUNetTrainerCmFNet)").add_argument(
         "--missing", nargs="+", metavar="CHANNEL", help="this one, such as MR, was not acquired: the other one answers"
     )
+    predict_prompted.add_arguments(parser)
     how = parser.add_argument_group("prediction")
     how.add_argument("-device", "--device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one")
     how.add_argument("-step_size", type=_share, default=0.5, metavar="SHARE", help="of a tile (default: %(default)s)")
@@ -109,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("which model? Give -d DATASET and -c CONFIGURATION, or -m RESULT_FOLDER.")
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             require_nnunet_path(variable)
-    return _predict(args, told)
+    return predict_prompted.run(args) if predict_prompted.wanted(args) else _predict(args, told)
 
 
 def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> int:
@@ -125,7 +136,7 @@ def _predict(args: argparse.Namespace, told_map: Mapping[str, str] | None) -> in
 
     folder = args.model_folder
     if folder is None:
-        folder = result_folder(args.dataset, args.trainer, args.plans, args.configuration)
+        folder = result_folder(args.dataset, args.trainer or TRAINER, args.plans, args.configuration)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net remarks on the device
         predictor = ModalityPredictor(
