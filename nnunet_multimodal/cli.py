@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("nnunet_multimodal.commands.predict", "predict images, told or finding out of which modality they are"),
     "refer": ("nnunet_multimodal.commands.refer", "segment an image by a scribbled reference image"),
     "relabel": ("nnunet_multimodal.commands.relabel", "grow labels in cycles: propose, correct, accept, retrain"),
+    "adapt": ("nnunet_multimodal.commands.adapt", "adapt a trained model to another modality by few parameters"),
     "evaluate": ("nnunet_multimodal.commands.evaluate", "measure predictions per case, organ and modality"),
 }
 

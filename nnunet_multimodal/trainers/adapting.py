@@ -10,11 +10,13 @@ from torch import nn
 from nnunet_multimodal.data.modality import first_names
 from nnunet_multimodal.errors import UsageError
 from nnunet_multimodal.networks.lora import ALL_BUT_HEADS, HEADS, count_parameters, keep_statistics, plain_names
+from nnunet_multimodal.networks.mixture import start_heads
 from nnunet_multimodal.trainers.base import MultimodalTrainer, origin_of
 from nnunet_multimodal.trainers.checkpoints import load_fitting
 from nnunet_multimodal.trainers.schedule import WarmupPoly
+from nnunet_multimodal.trainers.settings import SECTION, fill_settings
 from nnunet_multimodal.trainers.transfer import HEADS as HEAD_NAMES
-from nnunet_multimodal.trainers.transfer import StartingModel, fit_by_name, names_of
+from nnunet_multimodal.trainers.transfer import Names, StartingModel, fit_by_name, names_of
 
 ADAPT = "Prepare it: nnunet_multimodal adapt --from RESULT_FOLDER -d DATASET -c CONFIGURATION"
 FACTORS = (".lora.", ".adapters.", ".heads.")  # in the names of what our adapted networks add
@@ -48,6 +50,14 @@ class AdaptingTrainer(MultimodalTrainer):
         "trained_layers",
     )
 
+    @classmethod
+    def fill_section(cls, plans: dict, configuration: str, dataset_json: dict) -> None:
+        """Fills the plans' section as a training would, without one: enough to build its network."""
+        blank = cls.__new__(cls)
+        own = plans["configurations"][configuration].get(SECTION, {})
+        blank.settings = fill_settings(plans, configuration, cls.settings_defaults, set(own), cls.fixed_settings)
+        blank.complete_settings(dataset_json, plans, configuration)
+
     def initialize(self) -> None:
         """nnU-Net's, then how much of the network learns."""
         super().initialize()
@@ -66,51 +76,9 @@ class AdaptingTrainer(MultimodalTrainer):
         super().on_train_start()
 
     def _start_from(self, model: StartingModel) -> None:
-        """As every trainer does, into the layers inside; refused if something that is frozen would stay random.
-
-        Raises:
-            UsageError: another architecture, other channels, or new classes for frozen output layers.
-        """
-        network = self.bare_network()
-        if any(part in key for key in model.weights for part in FACTORS):
-            raise UsageError(
-                f"{model.file} is an adapted model itself. Make a plain one of it and start from that: "
-                "nnunet_multimodal adapt --merge RESULT_FOLDER -o OUT"
-            )
-        inside = plain_names(network)
-        weights = {key: value for key, value in model.weights.items() if key not in set(inside.values())}
-        weights |= {own: model.weights[name] for own, name in inside.items() if name in model.weights}
-        self._require_frozen(network, model, weights)
-        own, target = network.state_dict(), names_of(self.dataset_json)
-        weights, lines = fit_by_name(weights, model.names, own, target)
-        self.print_to_log_file("\n".join([*origin_of(model), load_fitting(network, weights), *lines]))
-        self.started(network, model, target.outputs or ())
-
-    def _require_frozen(self, network: nn.Module, model: StartingModel, weights: dict[str, torch.Tensor]) -> None:
-        frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad and HEAD_NAMES not in name}
-        wrong = [name for name, p in frozen.items() if name not in weights or weights[name].shape != p.shape]
-        if wrong:
-            name = wrong[0]
-            found = list(weights[name].shape) if name in weights else "nothing"
-            raise UsageError(
-                f"{model.file} (of {model.trainer or 'an unknown trainer'}) does not fit the network of the plans "
-                f"{self.plans_manager.plans_name}: {len(wrong)} of {len(frozen)} frozen tensors, first {name}: found "
-                f"{found}, expected {list(frozen[name].shape)}. The plans have to be made from those of the model. "
-                f"{ADAPT}"
-            )
-        new = self.new_classes(model)
-        if new and not self.settings["trained_layers"]:
-            raise UsageError(
-                f"the starting model does not know {first_names(new)}, and its output layers are frozen. Set "
-                f"'trained_layers' to {HEADS!r} in the plans' section nnunet_multimodal."
-            )
-
-    def new_classes(self, model: StartingModel) -> list[str]:
-        """Classes of this data set that the starting model has no output for; all, if its outputs have no names."""
-        return [name for name in names_of(self.dataset_json).outputs or () if name not in (model.names.outputs or ())]
-
-    def started(self, network: nn.Module, model: StartingModel, classes: tuple[str, ...]) -> None:
-        """What is left to do when the starting model's weights are in the network."""
+        """As every trainer does, into the layers inside; refused if something that is frozen would stay random."""
+        lines = start_adapted(self.bare_network(), model, names_of(self.dataset_json), self.plans_manager.plans_name)
+        self.print_to_log_file("\n".join(lines))
 
     def on_train_epoch_start(self) -> None:
         """What is frozen does not gather statistics either."""
@@ -130,6 +98,52 @@ class AdaptingTrainer(MultimodalTrainer):
             self.settings["gradient_clip"],
         )
         return optimizer, schedule
+
+
+def start_adapted(network: nn.Module, model: StartingModel, target: Names, plans_name: str) -> list[str]:
+    """Brings a model's weights into the layers inside an adapted network, classes by their names.
+
+    Args:
+        network: with factors, as its plans make it.
+        model: the one that it adapts.
+        target: what the network's channels stand for.
+        plans_name: for messages.
+
+    Returns:
+        What was loaded, is new, and was skipped, in words.
+
+    Raises:
+        UsageError: another architecture, other channels, or new classes for frozen output layers.
+    """
+    if any(part in key for key in model.weights for part in FACTORS):
+        raise UsageError(
+            f"{model.file} is an adapted model itself. Make a plain one of it and start from that: "
+            "nnunet_multimodal adapt --merge RESULT_FOLDER -o OUT"
+        )
+    inside = plain_names(network)
+    weights = {key: value for key, value in model.weights.items() if key not in set(inside.values())}
+    weights |= {own: model.weights[name] for own, name in inside.items() if name in model.weights}
+    frozen = {name: p for name, p in network.named_parameters() if not p.requires_grad and HEAD_NAMES not in name}
+    wrong = [name for name, p in frozen.items() if name not in weights or weights[name].shape != p.shape]
+    if wrong:
+        name = wrong[0]
+        found = list(weights[name].shape) if name in weights else "nothing"
+        raise UsageError(
+            f"{model.file} (of {model.trainer or 'an unknown trainer'}) does not fit the network of the plans "
+            f"{plans_name}: {len(wrong)} of {len(frozen)} frozen tensors, first {name}: found {found}, expected "
+            f"{list(frozen[name].shape)}. The plans have to be made from those of the model. {ADAPT}"
+        )
+    outputs = target.outputs or ()
+    new = [name for name in outputs if name not in (model.names.outputs or ())]
+    if new and not any(p.requires_grad for name, p in network.named_parameters() if HEAD_NAMES in name):
+        raise UsageError(
+            f"the starting model does not know {first_names(new)}, and its output layers are frozen. Set "
+            f"'trained_layers' to {HEADS!r} in the plans' section nnunet_multimodal."
+        )
+    weights, lines = fit_by_name(weights, model.names, network.state_dict(), target)
+    lines = [*origin_of(model), load_fitting(network, weights), *lines]
+    start_heads(network, [outputs.index(name) for name in new])
+    return lines
 
 
 def low_rank_settings(settings: dict[str, Any]) -> dict[str, Any]:

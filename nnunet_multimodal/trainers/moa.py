@@ -13,10 +13,9 @@ from nnunet_multimodal.errors import DataProblem, UsageError
 from nnunet_multimodal.losses.load_balance import LoadBalanceLoss
 from nnunet_multimodal.losses.modality import ModalityLoss
 from nnunet_multimodal.networks.adapters import inject_adapters
-from nnunet_multimodal.networks.mixture import LearnedMixture, ModalityMixture, start_heads
+from nnunet_multimodal.networks.mixture import LearnedMixture, ModalityMixture
 from nnunet_multimodal.trainers.adapting import ADAPT, AdaptingTrainer, low_rank_settings
 from nnunet_multimodal.trainers.settings import read_settings
-from nnunet_multimodal.trainers.transfer import StartingModel
 
 GATES = ("modality", "learned")
 
@@ -117,11 +116,6 @@ class nnUNetTrainerMoA(AdaptingTrainer):
         if learned:
             return LearnedMixture(network, gates, len(adapters), settings["top_k"])
         return ModalityMixture(network, gates, tuple(settings["modalities"]), adapters, settings["trained_modality"])
-
-    def started(self, network: nn.Module, model: StartingModel, classes: tuple[str, ...]) -> None:
-        """The adapters' output layers begin as the starting model's."""
-        new = self.new_classes(model)
-        start_heads(network, [classes.index(name) for name in new])
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
