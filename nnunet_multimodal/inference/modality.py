@@ -76,7 +76,7 @@ class ModalityPredictor(nnUNetPredictor):
     def conditioned(self) -> ToldNetwork | None:
         """The network, if it is one that can be told a modality."""
         network = getattr(self.network, "_orig_mod", self.network)
-        return network if isinstance(network, ToldNetwork) else None
+        return network if isinstance(network, ToldNetwork) and network.modalities else None
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from nnunet_multimodal.data.case_labels import KEY as CASE_LABELS
-from nnunet_multimodal.data.case_labels import has_case_labels
+from nnunet_multimodal.data.case_labels import CaseLabels, has_case_labels
 from nnunet_multimodal.data.modality import ModalityTable, first_names, has_table
 from nnunet_multimodal.data.prompts import PromptsToImage, PromptsToSegmentation
 from nnunet_multimodal.data.sides import sided_pairs
@@ -99,7 +99,11 @@ class MultimodalTrainer(nnUNetTrainer):
         self.step = 0  # training steps done in this epoch
         self.bar: tqdm | None = None
         self.check_dataset()
-        if has_case_labels(dataset_json) and not self.partial_labels:
+        if (
+            not self.partial_labels
+            and has_case_labels(dataset_json)
+            and CaseLabels.from_dataset_json(dataset_json).partial
+        ):
             raise DataProblem(
                 f'{self.plans_manager.dataset_name} has "{CASE_LABELS}": not every class is annotated in every case. '
                 f"{type(self).__name__} would learn that they are background there. Take nnUNetTrainerContextPrior."
@@ -227,12 +231,21 @@ class MultimodalTrainer(nnUNetTrainer):
                     )
             elif has_table(self.dataset_json):
                 where = join(self.preprocessed_dataset_folder_base, "dataset.json")
-                table = ModalityTable.from_dataset_json(self.dataset_json, where)
-                table.require(present, where)
+                table = self.table_of_folds(present, where)
                 splits = stratified_splits(sorted(present), table)
                 write_whole(Path(splits_file), lambda path: save_json(splits, path))
                 self.print_to_log_file(f"new splits, stratified by modality: {splits_file}")
         return super().do_split()
+
+    def table_of_folds(self, cases: set[str], where: str) -> ModalityTable:
+        """The modality of every case, for folds in which each modality has its share.
+
+        Raises:
+            DataProblem: a case has none (faults.md row 32).
+        """
+        table = ModalityTable.from_dataset_json(self.dataset_json, where)
+        table.require(cases, where)
+        return table
 
     # --- one step and one epoch --------------------------------------------------------------------------------------
 

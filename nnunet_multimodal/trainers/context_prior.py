@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -217,6 +218,14 @@ class nnUNetTrainerContextPrior(MultimodalTrainer):
         return optimizer, schedule
 
     # --- data --------------------------------------------------------------------------------------------------------
+
+    def table_of_folds(self, cases: set[str], where: str) -> ModalityTable:
+        """Cases of unknown modality, where they are allowed, are spread over the folds too."""
+        if not self.settings["allow_unknown_modality"]:
+            return super().table_of_folds(cases, where)
+        table = ModalityTable.from_dataset_json(self.dataset_json, where)
+        unknown = dict.fromkeys(sorted(cases - table.case_modality.keys()), "")
+        return replace(table, modalities=(*table.modalities, ""), case_modality={**table.case_modality, **unknown})
 
     def get_tr_and_val_datasets(self):
         """nnU-Net's, after a look whether every modality and every class can be learned.

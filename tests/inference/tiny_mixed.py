@@ -70,7 +70,7 @@ def mixed_result_folder(
         (data / "case.b2nd").touch()  # the ending tells nnU-Net how the data are stored
         trainer.initialize()
         trainer.inference_allowed_mirroring_axes = (0, 1)
-        if hasattr(trainer.network, "modality_head"):
+        if getattr(trainer.network, "modality_head", None) is not None:
             teach(trainer.network)
         trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     folder = Path(trainer.output_folder_base)
@@ -97,6 +97,7 @@ def teach(network: Any) -> None:
     offset = plane @ (ct + mr) / 2
     layer.weight.copy_(torch.stack((plane, -plane)) / 2)
     layer.bias.copy_(torch.stack((-offset, offset)) / 2)
-    for weights in (network.head.controller.weight, network.head.text_to_vision[0].weight):
-        weights.mul_(4)  # random weights of nnU-Net's size give each voxel the same class
+    if hasattr(network, "head"):
+        for weights in (network.head.controller.weight, network.head.text_to_vision[0].weight):
+            weights.mul_(4)  # random weights of nnU-Net's size give each voxel the same class
     network.train()

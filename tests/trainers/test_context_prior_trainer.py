@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,13 @@ def test_a_case_of_unknown_modality() -> None:
     table = {"modalities": ["CT", "MR"], "case_modality": dict(list(TABLE["case_modality"].items())[:-1])}
     with pytest.raises(DataProblem, match=r"1 cases are not in the modality table: case_e"):
         started(dataset_of(table=table))
+    splits = Path(os.environ["nnUNet_preprocessed"], "Dataset601_Tiny/splits_final.json")
+    everything = splits.read_text(encoding="utf-8")
+    splits.unlink()
+    built(dataset_of(table=table), allow_unknown_modality=True).do_split()
+    made = json.loads(splits.read_text(encoding="utf-8"))
+    assert sorted(case for fold in made for case in fold["val"]) == list(CASES)
+    splits.write_text(everything, encoding="utf-8")
     trainer = started(dataset_of(table=table), allow_unknown_modality=True)
     assert "1 training cases of unknown modality: case_e" in log_of(trainer)
     assert np.isfinite(trainer.train_step(batch_of(trainer, "case_e", "case_a"))["loss"])
