@@ -13,6 +13,7 @@ from typing import Any
 
 from nnunet_multimodal.data.shifts import SHIFTS, Change, parse_shifts
 from nnunet_multimodal.errors import DataProblem, UsageError
+from nnunet_multimodal.relabel.locks import held
 
 DESCRIPTION = f"""\
 Shifts: --shift NAMES -m RESULT_FOLDER -i IMAGES REF predicts IMAGES with any trained model, as they are and changed
@@ -34,6 +35,8 @@ NOT_HERE = {
     "compare": "--compare", "name": "--name", "below": "--below", "in_distribution": "--in-distribution",
     "images": "--images",
 }  # fmt: skip
+
+FEW = 8  # cases that a process measures sooner than it has started
 
 
 class _Shift(argparse.Action):
@@ -64,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser, reference: argparse.Action) -
     group.add_argument("--levels", type=int, metavar="N", help="severities of each (default: 5)")
     group.add_argument("-m", dest="model_folder", type=Path, metavar="DIR", help="result folder of nnUNetv2_train")
     group.add_argument("-i", dest="input", type=Path, metavar="IN", help="folder of images, CASE_0000.nii.gz")
-    group.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="default: every fold that was trained")
+    group.add_argument(
+        "-f", dest="folds", type=_fold, nargs="+", metavar="FOLD", help="default: every fold that was trained"
+    )
     group.add_argument("-chk", dest="checkpoint", metavar="FILE", help="default: checkpoint_final.pth")
     group.add_argument("-device", "--device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one")
     group.add_argument("-step_size", type=_share, metavar="SHARE", help="of a tile (default: 0.5)")
@@ -106,8 +111,9 @@ def check_options(args: argparse.Namespace) -> None:
             raise UsageError(
                 f"{what} {folder} {'is a file, expected a folder' if folder.exists() else 'does not exist'}."
             )
-        if args.output.exists() and args.output.samefile(folder):
-            raise UsageError(f"-o {args.output} is {what}, too: results would lie among its files. Choose another.")
+        if folder.resolve() in (args.output.resolve(), *args.output.resolve().parents):
+            where = "is" if args.output.resolve() == folder.resolve() else "lies in"
+            raise UsageError(f"-o {args.output} {where} {what}: results would lie among its files. Choose another.")
 
 
 def run(args: argparse.Namespace, labels: Any, options: dict[str, Any]) -> int:
@@ -124,7 +130,9 @@ def run(args: argparse.Namespace, labels: Any, options: dict[str, Any]) -> int:
     from nnunet_multimodal.evaluation.evaluate import check_output
 
     check_output(args.output)
-    return _study(args, levels, labels, options)
+    wait = "Wait for it to end, or choose another -o."
+    with held(args.output / ".locks", "shift", "evaluate --shift", hint=wait):
+        return _study(args, levels, labels, options)
 
 
 def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options: dict[str, Any]) -> int:
@@ -209,10 +217,20 @@ def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options
         return Example(case, data, properties["spacing"], seed, pictures)
 
     study = Study(
-        args.output, levels, {case: references[case] for case in both}, ending, settings, modality_of, how,
-        bool(args.keep_predictions), args.jobs, example, sorted(images.keys() - references.keys()),
-        sorted(references.keys() - images.keys()), options["report"],
-    )  # fmt: skip
+        args.output,
+        levels,
+        {case: references[case] for case in both},
+        ending,
+        settings,
+        modality_of,
+        how,
+        bool(args.keep_predictions),
+        min(args.jobs, max(1, len(both) // FEW)),
+        example,
+        sorted(images.keys() - references.keys()),
+        sorted(references.keys() - images.keys()),
+        options["report"],
+    )
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} images [{elapsed}<{remaining}]"
     with tqdm(total=len(levels) * len(both), bar_format=bar_format, disable=None) as bar:
 
@@ -253,6 +271,12 @@ def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options
         print(problem, file=sys.stderr)
     print(args.output / ("shift.html" if options["report"] else "shift.json"))
     return int(bool(problems))
+
+
+def _fold(text: str) -> str:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is no fold: expected 0, 1, ... or all. REF goes before -f.")
+    return text
 
 
 def _channels(dataset_json: dict[str, Any]) -> list[str]:

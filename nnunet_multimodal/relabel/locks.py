@@ -17,7 +17,13 @@ POLL = 0.1  # seconds between two tries
 
 
 @contextlib.contextmanager
-def held(folder: Path, name: str, command: str, wait: float = 0.0) -> Iterator[None]:
+def held(
+    folder: Path,
+    name: str,
+    command: str,
+    wait: float = 0.0,
+    hint: str = "Wait for it to end, or say for how long to wait: --wait SECONDS.",
+) -> Iterator[None]:
     """Holds the lock ``folder/NAME.lock``; it goes with the process, however that ends.
 
     Args:
@@ -25,6 +31,7 @@ def held(folder: Path, name: str, command: str, wait: float = 0.0) -> Iterator[N
         name: of the work that is done by one process at a time.
         command: what the others are told that we do.
         wait: seconds to wait for another process.
+        hint: what to do if it holds the lock for longer.
 
     Raises:
         MultimodalError: another process holds it; says which, where and since when.
@@ -45,8 +52,7 @@ def held(folder: Path, name: str, command: str, wait: float = 0.0) -> Iterator[N
                 if time.monotonic() >= until:
                     file.seek(0)
                     raise MultimodalError(
-                        f"{folder.parent} is locked by {_holder(file.read())}. Nothing was changed. Wait for it to "
-                        "end, or say for how long to wait: --wait SECONDS."
+                        f"{folder.parent} is locked by {_holder(file.read())}. Nothing was changed. {hint}"
                     ) from error
             time.sleep(POLL)
         file.seek(0)
@@ -62,6 +68,6 @@ def held(folder: Path, name: str, command: str, wait: float = 0.0) -> Iterator[N
 def _holder(text: str) -> str:
     try:
         who = json.loads(text)
-        return f"pid {who['pid']} on {who['host']} since {who['since']} (relabel {who['command']})"
+        return f"pid {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
     except (ValueError, KeyError, TypeError):  # it has the lock and has not written yet
         return "another process that has just started"

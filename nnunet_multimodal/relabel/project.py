@@ -99,13 +99,15 @@ class Project:
     @contextlib.contextmanager
     def changing(self, command: str, patient: bool = False) -> Iterator[None]:
         """The lock for changes of the ledger; ``patient`` after long work, which must not fail for it."""
-        with locks.held(self.folder / ".locks", "project", command, max(self.wait, PATIENCE if patient else 0.0)):
+        with locks.held(
+            self.folder / ".locks", "project", f"relabel {command}", max(self.wait, PATIENCE if patient else 0.0)
+        ):
             yield
 
     @contextlib.contextmanager
     def working(self, name: str, command: str) -> Iterator[None]:
         """The lock of long work, ``propose`` or ``train``: corrections can be accepted meanwhile."""
-        with locks.held(self.folder / ".locks", name, command, self.wait):
+        with locks.held(self.folder / ".locks", name, f"relabel {command}", self.wait):
             yield
 
     def tidy(self, training: bool = False) -> None:

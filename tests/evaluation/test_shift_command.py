@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import html
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from nnunet_multimodal import cli
 from nnunet_multimodal.data.shifts import SHIFTS
 from nnunet_multimodal.environment import extension_value
 from nnunet_multimodal.inference import folder as folder_module
+from nnunet_multimodal.relabel.locks import held
 
 TINY = Path(__file__).resolve().parents[1] / "inference"
 SHAPE = (6, 20, 18)  # z, y, x
@@ -107,7 +110,7 @@ def test_curves_per_modality_and_organ(work: Path, model: Path, capsys: pytest.C
 
 def test_files(work: Path, model: Path) -> None:
     assert shift(work, model, "gamma", "--levels", "1") == 0
-    assert sorted(path.name for path in (work / "out").iterdir()) == [
+    assert sorted(path.name for path in (work / "out").iterdir() if path.name != ".locks") == [
         "levels", "shift.csv", "shift.html", "shift.json", "shift_cases.csv", "study.json",
     ]  # fmt: skip
     with (work / "out/shift_cases.csv").open(encoding="utf-8") as file:
@@ -224,7 +227,9 @@ def test_what_fails_at_a_level_counts_as_missed_there_and_is_tried_again(work: P
         (lambda a: [*a[:7], "in", *a[7:]], 2, "give the references alone, found in and ref"),
         (lambda a: [*a[:4], "nowhere", *a[5:]], 2, "-m nowhere does not exist"),
         (lambda a: [*a[:4], "ref", *a[5:]], 3, "holds no plans.json"),
-        (lambda a: [*a[:9], "ref"], 2, "-o ref is REF, too"),
+        (lambda a: [*a[:9], "ref"], 2, "-o ref is REF: results would lie among its files"),
+        (lambda a: [*a[:9], "ref/out"], 2, "-o ref/out lies in REF"),
+        (lambda a: [*a[:7], "-f", "0", *a[7:]], 2, "'ref' is no fold: expected 0, 1, ... or all. REF goes before -f."),
         (lambda a: [*a, "-f", "3"], 3, "fold 3 was not trained"),
         (lambda a: [*a, "--modality-map", "map.json", "--tell-modality"], 2, "no modality is known of ct_a"),
     ],
@@ -237,6 +242,14 @@ def test_bad_input(work, model, monkeypatch, capsys, change, code: int, message:
     assert cli.main(change(arguments)) == code
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
+
+
+def test_a_second_process_is_told_who_is_at_work(work: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held(work / "out/.locks", "shift", "evaluate --shift"):
+        assert shift(work, model, "noise") == 1
+    said = capsys.readouterr().err
+    assert re.search(rf"out is locked by pid {os.getpid()} on .* \(evaluate --shift\)", said) and "another -o" in said
+    assert [path.name for path in (work / "out").iterdir()] == [".locks"]
 
 
 def test_options_of_shift_alone(capsys: pytest.CaptureFixture[str]) -> None:

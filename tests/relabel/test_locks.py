@@ -22,7 +22,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from nnunet_multimodal.relabel import locks
-with locks.held(Path(sys.argv[1]), sys.argv[2], "accept"):
+with locks.held(Path(sys.argv[1]), sys.argv[2], "relabel accept"):
     print("held", flush=True)
     time.sleep(float(sys.argv[3]))
 """
