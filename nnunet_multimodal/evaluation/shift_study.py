@@ -72,6 +72,7 @@ class Study:
         settings: what is measured.
         modality_of: case -> modality.
         how: model, seed and all else that must not change between two runs into one folder.
+        stamps: case -> what changes if its image or its reference does; then its levels are done again.
         keep: leave the predictions in ``output/predictions``.
         jobs: processes that measure.
         example: case -> its image, to show the shifts on in the report.
@@ -86,6 +87,7 @@ class Study:
     settings: Settings
     modality_of: Mapping[str, str]
     how: Mapping[str, Any]
+    stamps: Mapping[str, str]
     keep: bool = False
     jobs: int = 1
     example: Callable[[str], Example | None] = lambda case: None
@@ -174,14 +176,23 @@ def _finished(study: Study, level: Level, cases: Sequence[str]) -> dict[str, Any
     """What an earlier run found of the same cases; None if it did not finish, or if a case failed and may not now."""
     try:
         record = json.loads((study.output / "levels" / f"{level.key}.json").read_text(encoding="utf-8"))
-        same = record["cases"] == [*cases] and not record["failed"]
-        return dict(record) if same else None
+        same = record["cases"] == _stamps(study, cases) and record["severity"] == level.severity
+        return dict(record) if same and not record["failed"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def _stamps(study: Study, cases: Sequence[str]) -> dict[str, str]:
+    return {case: study.stamps[case] for case in cases}
+
+
 def _do(study: Study, level: Level, cases: Sequence[str], predict: Predict) -> dict[str, Any]:
     folder = study.output / "predictions" / level.key
+    stamps = folder / "stamps.json"
+    if not stamps.exists() or json.loads(stamps.read_text(encoding="utf-8")) != _stamps(study, cases):
+        shutil.rmtree(folder, ignore_errors=True)  # of other images, or not ours
+        folder.mkdir(parents=True)
+        write_json(stamps, _stamps(study, cases))
     failed = predict(level, cases, folder)
     predicted = [
         Case(case, study.references[case], None if case in failed else folder / f"{case}{study.ending}")
@@ -193,7 +204,7 @@ def _do(study: Study, level: Level, cases: Sequence[str], predict: Predict) -> d
     record = {
         "shift": level.shift,
         "severity": level.severity,
-        "cases": [*cases],
+        "cases": _stamps(study, cases),
         "failed": failed,
         "results": [result.as_json(study.modality_of[result.name]) for result in results],
     }

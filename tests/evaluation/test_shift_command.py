@@ -180,6 +180,19 @@ def test_another_model_or_seed_does_not_mix(work: Path, model: Path, capsys: pyt
     assert result(work)["rows"] != first["rows"]
 
 
+def test_another_image_of_the_same_name_is_predicted_again(work: Path, model: Path) -> None:
+    assert shift(work, model, "noise", "--levels", "1", "--no-report") == 0
+    first = result(work)
+    shutil.copy(work / "in/mr_b_0000.nii.gz", work / "in/mr_a_0000.nii.gz")
+    assert shift(work, model, "noise", "--levels", "1", "--no-report") == 0
+    second = result(work)
+    for row, again in zip(first["rows"], second["rows"]):
+        assert (row["dsc_mean"] == again["dsc_mean"]) == (row["name"] == "CT"), row
+    shutil.rmtree(work / "out")
+    assert shift(work, model, "noise", "--levels", "1", "--no-report") == 0
+    assert result(work)["rows"] == second["rows"]
+
+
 def test_what_is_alone_or_cannot_be_predicted_is_listed(work: Path, model: Path, capsys) -> None:
     shutil.copy(work / "in/mr_a_0000.nii.gz", work / "in/lonely_0000.nii.gz")
     shutil.copy(work / "ref/mr_a.nii.gz", work / "ref/orphan.nii.gz")
