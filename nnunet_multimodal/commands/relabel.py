@@ -214,6 +214,11 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         "--plan", nargs=argparse.REMAINDER, default=[], metavar="...",
         help="the rest of the line goes to nnUNetv2_plan_experiment, in the first cycle",
     )  # fmt: skip
+    parser.add_argument(
+        "--model-plans",
+        action="store_true",
+        help="in the first cycle, the starting model's plans instead: all its weights fit",
+    )
     parser.add_argument("-device", "--device", choices=("cuda", "cpu", "mps"), help="default: cuda if there is one")
     parser.add_argument(
         "--processes", type=natural_number, metavar="N", help="that preprocess (default: cores, up to 8)"
@@ -480,8 +485,13 @@ def _train(args: argparse.Namespace) -> int:
     if "all" in args.folds and len(args.folds) > 1:
         raise UsageError("--folds all trains one model on everything; it does not go with other folds.")
     folds = tuple(sorted(set(args.folds)))
-    options = Options(args.trainer, args.configuration, folds, tuple(args.plan), args.device or _best_device())
+    if args.model_plans and args.plan:
+        raise UsageError("--plan plans anew, --model-plans does not: leave one of them out.")
+    device = args.device or _best_device()
+    options = Options(args.trainer, args.configuration, folds, tuple(args.plan), device, args.model_plans)
     project = _open(args)
+    if args.model_plans and project.plans.is_file():
+        print(f"note: {project.plans} are the project's plans; --model-plans changes nothing", file=sys.stderr)
     if args.dry_run:
         print("\n".join(training.dry_run(project, options)))
         return 0

@@ -24,6 +24,7 @@ class Options:
         folds: ``0`` to ``4``, or ``all``.
         plan: words for nnUNetv2_plan_experiment, in the first cycle.
         device: cpu, cuda or mps.
+        model_plans: in the first cycle, the starting model's plans instead.
     """
 
     trainer: str
@@ -31,6 +32,11 @@ class Options:
     folds: tuple[str, ...]
     plan: tuple[str, ...] = ()
     device: str = "cuda"
+    model_plans: bool = False
+
+    def same_training(self, other: Options) -> bool:
+        """Whether weights of one can go on in the other; how was planned, and where it runs, does not matter."""
+        return (self.trainer, self.configuration, self.folds) == (other.trainer, other.configuration, other.folds)
 
 
 @dataclass(frozen=True)

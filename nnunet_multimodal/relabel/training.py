@@ -54,7 +54,7 @@ def begin(project: Project, options: Options, who: str, restart: bool = False, a
         row = open_cycle(project)
         if row is not None and not restart:
             before = options_from(row["options"])
-            if replace(before, device="", plan=()) != replace(options, device="", plan=()):
+            if not before.same_training(options):
                 raise UsageError(
                     f"cycle {row['number']} was begun with {describe_options(before)}, now it is "
                     f"{describe_options(options)}. Give the same options to go on with it, or --restart to leave it."
@@ -94,7 +94,7 @@ def _require_news(project: Project, options: Options) -> None:
     """A training that was interrupted after its last step must not be followed by another one."""
     model = project.model()
     row = None if model is None else project.ledger.one("SELECT * FROM cycles WHERE number = ?", model["cycle"])
-    if row is None or replace(options_from(row["options"]), device="", plan=()) != replace(options, device="", plan=()):
+    if row is None or not options_from(row["options"]).same_training(options):
         return
     if stale(project, row["number"]) == ([], []):
         raise UsageError(
@@ -153,26 +153,68 @@ def read_plans(path: Path) -> dict[str, Any]:
 
 
 def _plan(project: Project, cycle: Cycle) -> None:
-    """nnU-Net plans once; all further cycles use these plans, so that weights fit."""
+    """nnU-Net plans once, or the starting model did; all further cycles use these plans, so that weights fit."""
     name = project.dataset_name(cycle.number)
     log = project.folder / "logs" / f"cycle_{cycle.number:03d}_plan.log"
     number = str(cycle.number)
     environment = nnunet_environment(project)
     if environment.get("nnUNet_n_proc_DA") == "0":  # nnU-Net's planner asks for so many threads, and stops
         environment["nnUNet_n_proc_DA"] = "1"
-    for words in (
-        ("nnUNetv2_extract_fingerprint", "-d", number, "-np", "1"),
-        ("nnUNetv2_plan_experiment", "-d", number, *cycle.options.plan),
-    ):
-        run_program(words, environment, log)
     folder = project.nnunet("preprocessed") / name
-    made = sorted(folder.glob("*Plans*.json"))
-    if len(made) != 1:
-        raise MultimodalError(f"nnUNetv2_plan_experiment left {len(made)} plans in {folder}, expected one. See {log}.")
-    plans = {**json.loads(made[0].read_text(encoding="utf-8")), "plans_name": PLANS}
+    moved = _plans_of_the_model(project, cycle) if cycle.options.model_plans else None
+    run_program(("nnUNetv2_extract_fingerprint", "-d", number, "-np", "1"), environment, log)
+    if moved is not None:
+        plans = moved
+    else:
+        run_program(("nnUNetv2_plan_experiment", "-d", number, *cycle.options.plan), environment, log)
+        made = sorted(folder.glob("*Plans*.json"))
+        if len(made) != 1:
+            raise MultimodalError(
+                f"nnUNetv2_plan_experiment left {len(made)} plans in {folder}, expected one. See {log}."
+            )
+        plans = {**json.loads(made[0].read_text(encoding="utf-8")), "plans_name": PLANS}
+        made[0].unlink()  # with another planner it has another name
+        _warn_of_another_network(project, plans, cycle.options.configuration)
     shutil.copyfile(folder / "dataset_fingerprint.json", project.folder / "dataset_fingerprint.json")
-    made[0].unlink()  # with another planner it has another name
     write_json(project.plans, plans)
+
+
+def _warn_of_another_network(project: Project, plans: dict[str, Any], configuration: str) -> None:
+    """Before the hours of a training whose starting weights do not fit."""
+    model = project.model()
+    path = None if model is None else project.model_folder(model) / "plans.json"
+    if path is None or not path.is_file() or configuration not in plans["configurations"]:
+        return
+    theirs = read_plans(path)["configurations"].get(configuration, {}).get("architecture")
+    if theirs != plans["configurations"][configuration].get("architecture"):
+        print(
+            f"  warning: the network planned for these images is not the starting model's ({path}), so not all of its "
+            f"weights fit. To keep its network, delete {project.plans} and give --model-plans."
+        )
+
+
+def _plans_of_the_model(project: Project, cycle: Cycle) -> dict[str, Any]:
+    """The starting model's plans for this data set: its network, so that all its weights fit."""
+    from nnunet_multimodal.adaptation.base_model import read_base
+    from nnunet_multimodal.adaptation.plans import move_plans
+
+    model = project.model()
+    if model is None:
+        raise UsageError("--model-plans: the project has no model to start from (relabel init --model).")
+    base = read_base(project.model_folder(model))
+    if base.configuration != cycle.options.configuration:
+        raise UsageError(f"--model-plans: the model was trained in {base.configuration}; train -c {base.configuration}")
+    name = project.dataset_name(cycle.number)
+    dataset_json = json.loads((project.nnunet("raw") / name / "dataset.json").read_text(encoding="utf-8"))
+    trainer = cycle.options.trainer if parse_trainer_name(cycle.options.trainer) is not None else "nnUNetTrainer"
+    moved = move_plans(base, dataset_json, name, PLANS, trainer, {})
+    for note in moved.notes:
+        print(f"  {note}")
+    for warning in moved.warnings:
+        print(f"  warning: {warning}")
+    configuration = moved.plans["configurations"][base.configuration]
+    configuration[SECTION].pop("starting_model", None)  # each cycle names its own
+    return moved.plans
 
 
 def _write_plans(project: Project, cycle: Cycle, plans: dict[str, Any]) -> None:
@@ -339,7 +381,10 @@ def dry_run(project: Project, options: Options) -> list[str]:
     place = shlex.quote(str(project.folder))
     same = f"-tr {options.trainer} -c {options.configuration} --folds {' '.join(options.folds)}"
     lines = [f"export {name}={shlex.quote(value)}" for name, value in nnunet_variables(project).items()]
-    plan = f" --plan {shlex.join(options.plan)}" if options.plan and not project.plans.is_file() else ""
+    plan = ""
+    if not project.plans.is_file():
+        plan = " --model-plans" if options.model_plans else ""
+        plan += f" --plan {shlex.join(options.plan)}" if options.plan else ""
     lines.append(f"nnunet_multimodal relabel train {place} {same} --prepare-only{plan}  # once, before the jobs")
     lines += [
         f"{shlex.join(train_command(project, cycle, fold))}  # job {fold}" for fold in missing_folds(project, cycle)

@@ -13,6 +13,7 @@ from typing import Any
 import blosc2
 import numpy as np
 import pytest
+import torch
 from tiny_model import tiny_plans
 from tiny_project import LABELS, Workshop, anatomy, save
 
@@ -295,3 +296,57 @@ def test_a_label_that_was_tampered_with_is_not_trained_on(call, labelled: Worksh
     code, _, err = train(call, labelled)
     assert code == 4 and "was changed since it was accepted" in err
     assert not programs.trained
+
+
+@pytest.fixture
+def from_model(tmp_path: Path, clean_environment: None) -> Workshop:
+    """As ``labelled``, started from a model that was planned otherwise: three stages of other features, 5 mm slices."""
+    folder = tmp_path / "ct_model"
+    plans = tiny_plans(3)
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration |= {"normalization_schemes": ["CTNormalization"], "use_mask_for_norm": [False]}
+    configuration["spacing"] = [5.0, 2.0, 2.0]
+    configuration["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 6, 10]
+    dataset = {"channel_names": {"0": "CT"}, "labels": {**LABELS, "background": 0}, "file_ending": ".nii.gz"}
+    arguments = {"plans": plans, "configuration": "3d_fullres", "fold": 0, "dataset_json": dataset}
+    checkpoint = {"network_weights": {}, "init_args": arguments, "trainer_name": "nnUNetTrainer", "current_epoch": 1}
+    (folder / "fold_0").mkdir(parents=True)
+    torch.save(checkpoint, folder / "fold_0/checkpoint_final.pth")
+    (folder / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
+    (folder / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
+    made = Workshop(tmp_path)
+    made.make_images(12)
+    made.init(labelled=6, model=folder)
+    return made
+
+
+def test_the_plans_of_the_starting_model(call, from_model: Workshop, programs: Programs) -> None:
+    code, out, err = train(call, from_model, "--model-plans")
+    assert code == 0, err
+    assert not any("plan_experiment" in line for line in programs.lines)
+    assert "CTNormalization in the model, ZScoreNormalization" in out
+    for path in (from_model.place / "plans.json", preprocessed(from_model, 1) / "nnUNetPlans.json"):
+        plans = json.loads(path.read_text(encoding="utf-8"))
+        configuration = plans["configurations"]["3d_fullres"]
+        assert configuration["architecture"]["arch_kwargs"]["features_per_stage"] == [4, 6, 10]
+        assert configuration["spacing"] == [5.0, 2.0, 2.0]
+        assert configuration["normalization_schemes"] == ["ZScoreNormalization"]
+    assert configuration["nnunet_multimodal"]["starting_model"].endswith("starting/Dataset001_P")
+    accept(call, from_model, "p6")
+    code, _, err = train(call, from_model, "--model-plans")
+    assert code == 0 and "--model-plans changes nothing" in err  # the plans are the same in all cycles
+
+
+def test_another_network_than_the_starting_models(call, from_model: Workshop, programs: Programs) -> None:
+    code, out, err = train(call, from_model)
+    assert code == 0, err
+    assert "warning: the network planned for these images is not the starting model's" in out
+
+
+def test_model_plans_that_cannot_be(call, labelled: Workshop, programs: Programs) -> None:
+    code, _, err = train(call, labelled, "--model-plans")
+    assert code == 2 and "no model to start from" in err
+    code, _, err = train(call, labelled, "--model-plans", "--plan", "-gpu_memory_target", 1)
+    assert code == 2 and "leave one of them out" in err
+    code, _, err = train(call, labelled)  # and goes on without
+    assert code == 0, err
