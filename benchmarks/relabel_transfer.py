@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--cycles", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--ct-epochs", type=int, default=8, help="of the two models on CT")
     parser.add_argument("--iterations", type=int, default=200, help="an epoch")
     args = parser.parse_args()
     work, data = args.work.resolve(), args.data.resolve()
@@ -44,7 +45,7 @@ def main() -> None:
     plan_ct(work, data, args.iterations)
     projects = {}
     for name, trainer in STARTS.items():
-        model = train_ct(work, f"{trainer}_{args.epochs}epochs")
+        model = train_ct(work, f"{trainer}_{args.ct_epochs}epochs")
         projects[name] = ((), model)
     projects["from nothing"] = (cases_in(labels)[: args.batch], None)
     measured = {}
@@ -59,6 +60,7 @@ def main() -> None:
     for name, result in measured.items():
         for each in result["curve"]:
             print(f"{name:22s} cycle {each['cycle']}: DSC {each['dsc']:.3f}, saved {each['saved']:.0%}")
+    measured["steps_on_ct"] = args.ct_epochs * args.iterations
     note = (
         "abdomen_ct (2 volumes, perhaps of one patient, labels a model's output) and abdomen_mr_t2, 2d, 3 mm pixels; a "
         "correction is the real label; small network, short trainings, one run"
