@@ -111,8 +111,9 @@ def check_options(args: argparse.Namespace) -> None:
             raise UsageError(
                 f"{what} {folder} {'is a file, expected a folder' if folder.exists() else 'does not exist'}."
             )
-        if folder.resolve() in (args.output.resolve(), *args.output.resolve().parents):
-            where = "is" if args.output.resolve() == folder.resolve() else "lies in"
+        out = args.output.resolve()
+        if folder.resolve() == out or (what == "REF" and folder.resolve() in out.parents):
+            where = "is" if folder.resolve() == out else "lies in"
             raise UsageError(f"-o {args.output} {where} {what}: results would lie among its files. Choose another.")
 
 
@@ -124,11 +125,10 @@ def run(args: argparse.Namespace, labels: Any, options: dict[str, Any]) -> int:
         labels: None, or what is measured.
         options: of ``evaluate_folders``.
     """
+    from nnunet_multimodal.evaluation.evaluate import check_output
     from nnunet_multimodal.evaluation.shift_study import make_levels
 
     levels = make_levels(parse_shifts(args.shift), 5 if args.levels is None else args.levels)
-    from nnunet_multimodal.evaluation.evaluate import check_output
-
     check_output(args.output)
     wait = "Wait for it to end, or choose another -o."
     with held(args.output / ".locks", "shift", "evaluate --shift", hint=wait):
@@ -136,33 +136,22 @@ def run(args: argparse.Namespace, labels: Any, options: dict[str, Any]) -> int:
 
 
 def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options: dict[str, Any]) -> int:
-    import torch
     from tqdm import tqdm
 
     from nnunet_multimodal.conversion.dataset import first_names
-    from nnunet_multimodal.evaluation.cases import Case, Settings, find_volumes
+    from nnunet_multimodal.evaluation.cases import Case, find_volumes
     from nnunet_multimodal.evaluation.evaluate import dataset_jsons, labels_of
-    from nnunet_multimodal.evaluation.labels import tolerances_for
-    from nnunet_multimodal.evaluation.shift_report import Example, describe
+    from nnunet_multimodal.evaluation.shift_report import describe
     from nnunet_multimodal.evaluation.shift_study import Level, Study, run_study
-    from nnunet_multimodal.inference.folder import FILE_NAME, Finishing, Report, predict_cases
     from nnunet_multimodal.inference.images import find_cases
-    from nnunet_multimodal.inference.modality import ModalityPredictor
-    from nnunet_multimodal.inference.model import load_model
-    from nnunet_multimodal.inference.workers import processes_for
 
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    step_size, seed = args.step_size or 0.5, args.seed or 0
-    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net remarks on the device
-        predictor = ModalityPredictor(step_size, True, not args.disable_tta, True, device, allow_tqdm=False)
     messages: list[str] = []
-    checkpoint = args.checkpoint or "checkpoint_final.pth"
-    folds, checkpoint = load_model(predictor, args.model_folder, args.folds, checkpoint, messages)
-    if predictor.configuration_manager.previous_stage_name is not None:
-        raise UsageError(f"{args.model_folder} is the second stage of a cascade, which needs the first one's results.")
-    dataset = predictor.dataset_json
-    channels, ending = _channels(dataset), dataset["file_ending"]
-    images = {case.name: case for case in find_cases(args.input, ending, len(channels))}
+    predictor, model = _load(args, messages)
+    names, ending = _channels(predictor.dataset_json), predictor.dataset_json["file_ending"]
+    channels = tuple(index for index, name in enumerate(names) if name.casefold() != "nonorm")
+    if not channels:
+        raise UsageError(f"{args.model_folder} has no image channel, only {', '.join(names)}: nothing to shift.")
+    images = {case.name: case for case in find_cases(args.input, ending, len(names))}
     references = find_volumes(args.reference)
     both = sorted(images.keys() & references.keys())
     if not both:
@@ -170,52 +159,13 @@ def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options
             f"-i {args.input} and {args.reference} have no case in common: found {first_names(sorted(images)[:3])}, "
             f"expected {first_names(sorted(references)[:3])}. CASE_0000{ending} has the reference CASE{ending}."
         )
-    pictures = tuple(index for index, name in enumerate(channels) if name.casefold() != "nonorm")
-    if not pictures:
-        raise UsageError(f"{args.model_folder} has no image channel, only {', '.join(channels)}: nothing to shift.")
     cases = [Case(name, references[name], None) for name in both]
-    chosen = labels_of(labels, dataset_jsons(args.model_folder, args.reference), cases)
-    settings = Settings(
-        chosen,
-        tolerances_for(chosen, options["tolerance"], options["tolerances"]),
-        options["surface"],
-        options["distance_when_missed"],
-        options["resample_to_reference"],
-    )
+    settings = _settings(labels_of(labels, dataset_jsons(args.model_folder, args.reference), cases), options)
     modality_of = _modalities(args, options, both, messages)
     told, harmonise = _told(args, predictor, modality_of)
-    how = {
-        "model": "/".join(args.model_folder.resolve().parts[-2:]),
-        "trainer": predictor.trainer_name,
-        "folds": folds,
-        "checkpoint": checkpoint,
-        "weights": _digest([args.model_folder / f"fold_{fold}" / checkpoint for fold in folds]),
-        "images": str(args.input.resolve()),
-        "reference": str(args.reference.resolve()),
-        "seed": seed,
-        "step_size": step_size,
-        "mirroring": not args.disable_tta,
-        "told": bool(args.tell_modality),
-        "nan_to": args.nan_to,
-        "surface": settings.surface,
-        "tolerances_mm": settings.tolerances,
-        "label_ids": chosen.organs,
-        "ignore": chosen.ignore,
-        "distance_when_missed": settings.distance_when_missed,
-        "resample_to_reference": settings.resample,
-    }
     for message in messages:
         print(message)
-
-    def example(case: str) -> Example | None:
-        try:
-            data, properties = predictor.plans_manager.image_reader_writer_class().read_images(
-                [str(path) for path in images[case].files]
-            )
-        except Exception:  # it was read before; a report without the example is better than none
-            return None
-        return Example(case, data, properties["spacing"], seed, pictures)
-
+    seed = args.seed or 0
     study = Study(
         args.output,
         levels,
@@ -223,11 +173,16 @@ def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options
         ending,
         settings,
         modality_of,
-        how,
+        {
+            **model,
+            **_measured(settings),
+            "images": str(args.input.resolve()),
+            "reference": str(args.reference.resolve()),
+        },
         {case: _stamp([*images[case].files, references[case]]) for case in both},
         bool(args.keep_predictions),
         min(args.jobs, max(1, len(both) // FEW)),
-        example,
+        lambda case: _example(predictor, images[case], seed, channels),
         sorted(images.keys() - references.keys()),
         sorted(references.keys() - images.keys()),
         options["report"],
@@ -235,34 +190,19 @@ def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options
     bar_format = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} images [{elapsed}<{remaining}]"
     with tqdm(total=len(levels) * len(both), bar_format=bar_format, disable=None) as bar:
 
-        def predict(level: Level, names: Sequence[str], folder: Path) -> dict[str, str]:
-            at = {"shift": level.shift, "severity": level.severity}
-            report = Report(folder / FILE_NAME, {"model": how["model"], "weights": how["weights"], "seed": seed, **at})
-            kept = report.take_over(told)
-            waiting = [images[name] for name in names if name not in kept]
-            change = Change(level.shift, level.severity, seed, pictures) if level.unit else None
-            processes = processes_for(device.type, len(waiting))
-            start = bar.n + len(names) - len(waiting)
+        def predict(level: Level, wanted: Sequence[str], folder: Path) -> dict[str, str]:
             bar.set_description(level.key)
-
-            def fail(case: str, error: BaseException) -> None:
-                if args.debug:
-                    raise error
-                bar.write(f"{level.key}: {report.failed[case]['error']}", file=sys.stderr)
-
-            predict_cases(
-                predictor, waiting, report, told, harmonise, args.nan_to, Finishing(), (processes, processes),
-                lambda done: bar.update(start + done - bar.n), fail, change=change,
-            )  # fmt: skip
-            return {case: entry["error"] for case, entry in report.failed.items()}
+            change = Change(level.shift, level.severity, seed, channels) if level.unit else None
+            how = {"model": model, "shift": level.shift, "severity": level.severity}
+            chosen = [images[name] for name in wanted]
+            return _predict(predictor, chosen, folder, how, told, harmonise, change, bar, args)
 
         taken: list[str] = []
 
         def after(level: Level, new: bool) -> None:
-            bar.update((level_numbers[level] + 1) * len(both) - bar.n)
+            bar.update((levels.index(level) + 1) * len(both) - bar.n)
             taken.extend([] if new else [level.key])
 
-        level_numbers = {level: number for number, level in enumerate(levels)}
         content = run_study(study, predict, after)
     if taken:
         print(f"taken from an earlier run: {first_names(taken)}")
@@ -272,6 +212,106 @@ def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options
         print(problem, file=sys.stderr)
     print(args.output / ("shift.html" if options["report"] else "shift.json"))
     return int(bool(problems))
+
+
+def _load(args: argparse.Namespace, messages: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The predictor, and all that makes two predictions of it differ."""
+    import torch
+
+    from nnunet_multimodal.inference.modality import ModalityPredictor
+    from nnunet_multimodal.inference.model import load_model
+
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    step_size = args.step_size or 0.5
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net remarks on the device
+        predictor = ModalityPredictor(step_size, True, not args.disable_tta, True, device, allow_tqdm=False)
+    checkpoint = args.checkpoint or "checkpoint_final.pth"
+    folds, checkpoint = load_model(predictor, args.model_folder, args.folds, checkpoint, messages)
+    if predictor.configuration_manager.previous_stage_name is not None:
+        raise UsageError(f"{args.model_folder} is the second stage of a cascade, which needs the first one's results.")
+    return predictor, {
+        "model": "/".join(args.model_folder.resolve().parts[-2:]),
+        "trainer": predictor.trainer_name,
+        "folds": folds,
+        "checkpoint": checkpoint,
+        "weights": _digest([args.model_folder / f"fold_{fold}" / checkpoint for fold in folds]),
+        "seed": args.seed or 0,
+        "step_size": step_size,
+        "mirroring": not args.disable_tta,
+        "told": bool(args.tell_modality),
+        "nan_to": args.nan_to,
+    }
+
+
+def _settings(chosen: Any, options: dict[str, Any]) -> Any:
+    """What is measured of which labels, as ``evaluate_folders`` would."""
+    from nnunet_multimodal.evaluation.cases import Settings
+    from nnunet_multimodal.evaluation.labels import tolerances_for
+
+    return Settings(
+        chosen,
+        tolerances_for(chosen, options["tolerance"], options["tolerances"]),
+        options["surface"],
+        options["distance_when_missed"],
+        options["resample_to_reference"],
+    )
+
+
+def _measured(settings: Any) -> dict[str, Any]:
+    """What makes two measurements differ."""
+    return {
+        "surface": settings.surface,
+        "tolerances_mm": settings.tolerances,
+        "label_ids": settings.labels.organs,
+        "ignore": settings.labels.ignore,
+        "distance_when_missed": settings.distance_when_missed,
+        "resample_to_reference": settings.resample,
+    }
+
+
+def _predict(
+    predictor: Any,
+    cases: Sequence[Any],
+    folder: Path,
+    how: dict[str, Any],
+    told: dict[str, str],
+    harmonise: bool,
+    change: Change | None,
+    bar: Any,
+    args: argparse.Namespace,
+) -> dict[str, str]:
+    """Predicts the cases of one level that are not there yet; case -> what went wrong."""
+    from nnunet_multimodal.inference.folder import FILE_NAME, Finishing, Report, predict_cases
+    from nnunet_multimodal.inference.workers import processes_for
+
+    report = Report(folder / FILE_NAME, how)
+    kept = report.take_over(told)
+    waiting = [case for case in cases if case.name not in kept]
+    processes = processes_for(predictor.device.type, len(waiting))
+    start = bar.n + len(cases) - len(waiting)
+
+    def fail(case: str, error: BaseException) -> None:
+        if args.debug:
+            raise error
+        bar.write(f"{folder.name}: {report.failed[case]['error']}", file=sys.stderr)
+
+    predict_cases(
+        predictor, waiting, report, told, harmonise, args.nan_to, Finishing(), (processes, processes),
+        lambda done: bar.update(start + done - bar.n), fail, change=change,
+    )  # fmt: skip
+    return {case: entry["error"] for case, entry in report.failed.items()}
+
+
+def _example(predictor: Any, case: Any, seed: int, channels: tuple[int, ...]) -> Any:
+    """An image to show the shifts on; None if it cannot be read again."""
+    from nnunet_multimodal.evaluation.shift_report import Example
+
+    reader = predictor.plans_manager.image_reader_writer_class()
+    try:
+        images, properties = reader.read_images([str(path) for path in case.files])
+    except Exception:  # nnU-Net's readers raise anything; a report without the example is better than none
+        return None
+    return Example(case.name, images, properties["spacing"], seed, channels)
 
 
 def _fold(text: str) -> str:
