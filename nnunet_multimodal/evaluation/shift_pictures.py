@@ -63,23 +63,24 @@ def curves(values: Mapping[str, Mapping[str, Curve]], units: Mapping[str, str], 
     return _png(figure)
 
 
-def examples(pictures: Mapping[str, Sequence[tuple[str, np.ndarray]]]) -> bytes:
+def examples(pictures: Mapping[str, Sequence[tuple[str, np.ndarray]]], aspect: float) -> bytes:
     """A row of slices for each shift, all in the grey levels of the unshifted one.
 
     Args:
         pictures: shift -> (caption, slice [rows, columns], first row at the bottom), the unshifted one first.
+        aspect: height of a voxel over its width.
     """
     first = next(iter(pictures.values()))[0][1]
     low, high = np.percentile(first, (0.5, 99.5))
     columns = max(len(row) for row in pictures.values())
-    height = float(np.clip(1.75 * first.shape[0] / first.shape[1], 0.7, 3.0)) + 0.25
+    height = float(np.clip(1.75 * aspect * first.shape[0] / first.shape[1], 0.7, 3.0)) + 0.25
     figure = Figure(figsize=(1.75 * columns, height * len(pictures)), layout="constrained")
     places = figure.subplots(len(pictures), columns, squeeze=False)
     for row, (shift, slices) in zip(places, pictures.items()):
         for axes in row:
             axes.set_axis_off()
         for axes, (caption, picture) in zip(row, slices):
-            axes.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1e-9), origin="lower", aspect="auto")
+            axes.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1e-9), origin="lower", aspect=aspect)
             axes.set_title(caption, fontsize=7)
         row[0].set_title(f"{shift}: none", fontsize=8, loc="left")
     return _png(figure)

@@ -56,7 +56,7 @@ def write_report(path: Path, content: Mapping[str, Any], example: Example | None
         curves=embed(curves(lines, {shift: SHIFTS[shift].unit for shift in shifts}, LOSS)),
         tables=tables(content),
         lost=lost_by_place(content),
-        example=None if example is None else embed(examples(example_slices(content, example))),
+        example=None if example is None else embed(examples(*example_slices(content, example))),
         case=None if example is None else example.case,
     )  # fmt: skip
     with written_whole(path) as temporary:
@@ -91,14 +91,19 @@ def tables(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def example_slices(content: Mapping[str, Any], example: Example) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """shift -> (severity, the middle slice of the first image) of each level."""
+def example_slices(
+    content: Mapping[str, Any], example: Example
+) -> tuple[dict[str, list[tuple[str, np.ndarray]]], float]:
+    """shift -> (severity, the middle slice of the first image) of each level; height of its voxels over their width."""
     channel = example.channels[0]
     shape = example.images.shape[1:]
     axis = next((axis for axis, size in enumerate(shape) if size == 1), slice_axis(shape, example.spacing))
 
+    rows, columns = (a for a in range(3) if a != axis)
+
     def cut(images: np.ndarray) -> np.ndarray:
-        return np.asarray(np.take(images[channel], shape[axis] // 2, axis=axis))
+        picture = np.asarray(np.take(images[channel], shape[axis] // 2, axis=axis))
+        return picture[:, ::-1] if columns == 2 else picture  # radiological: the patient's right is on the left
 
     found = {}
     for shift, table in tables(content).items():
@@ -109,7 +114,7 @@ def example_slices(content: Mapping[str, Any], example: Example) -> dict[str, li
             )
             pictures.append((f"{severity:.3g}", cut(changed)))
         found[shift] = pictures
-    return found
+    return found, float(example.spacing[rows] / example.spacing[columns])
 
 
 def describe(content: Mapping[str, Any]) -> tuple[str, list[str]]:
