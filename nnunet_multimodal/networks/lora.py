@@ -46,13 +46,15 @@ class LowRank(nn.Module):
     def __init__(self, layer: Any, rank: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
+        if not isinstance(layer, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)):
+            raise TypeError(f"{type(layer).__name__} cannot have low-rank factors: a convolution or Linear can.")
         like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         if isinstance(layer, nn.Linear):
             self.groups = 1
             self.rank = min(rank, layer.in_features, layer.out_features)
             self.down: nn.Module = nn.Linear(layer.in_features, self.rank, bias=False, **like)
             self.up: nn.Module = nn.Linear(self.rank, layer.out_features, bias=False, **like)
-        elif isinstance(layer, _CONVOLUTIONS + _TRANSPOSED):
+        else:
             self.groups = layer.groups
             into, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
             self.rank = min(rank, into * math.prod(layer.kernel_size), out)
@@ -68,8 +70,6 @@ class LowRank(nn.Module):
             self.up = pointwise(
                 layer.groups * self.rank, layer.out_channels, 1, groups=layer.groups, bias=False, **like
             )
-        else:
-            raise TypeError(f"{type(layer).__name__} cannot have low-rank factors: a convolution or Linear can.")
         nn.init.zeros_(self.up.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
