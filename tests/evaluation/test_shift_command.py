@@ -316,3 +316,32 @@ def test_told_modalities_reach_the_network(work: Path, model: Path, monkeypatch:
     assert shift(work, mixed, "noise", *names, *more) == 0
     assert told == ["CT", "MR", "MR"] * 2
     assert result(work)["modalities"] == ["MRI", "ct", "mr"], "the curves have the names that the user gave"
+
+
+@pytest.mark.parametrize(
+    ("names", "trainer", "shifted"),
+    [(("CT", "MR"), "nnUNetTrainerCmFNet", (0, 1)), (("MR", "noNorm"), "nnUNetTrainer", (0,))],
+)
+def test_channels_that_are_images(work: Path, model: Path, monkeypatch, names, trainer: str, shifted) -> None:
+    """Two registered images are shifted both, a mask beside an image is not."""
+    monkeypatch.syspath_prepend(str(TINY))
+    from tiny_paired import pair, paired_result_folder
+
+    seen = []
+
+    def prepare(case: Any, how: Any, *rest: Any, real: Any = folder_module.prepare) -> Any:
+        seen.append(None if how.change is None else how.change.channels)
+        return real(case, how, *rest)
+
+    monkeypatch.setattr(folder_module, "prepare", prepare)
+    shutil.rmtree(work / "in")
+    shutil.rmtree(work / "ref")
+    ct, mr = pair(0)
+    for channel, image in enumerate((ct, mr)):
+        write(work / f"in/a_{channel:04d}.nii.gz", image)
+    write(work / "ref/a.nii.gz", (mr > 300).astype(np.uint8))
+    folder = paired_result_folder(names, trainer)
+    assert shift(work, folder, "bias", "--levels", "1", "--no-report") == 0
+    assert seen == [None, shifted]
+    (work / "in/a_0001.nii.gz").unlink()
+    assert shift(work, folder, "bias", "--levels", "1") == 4
