@@ -4,10 +4,11 @@
     python benchmarks/compare.py phantom_table6 --work DIR --only-table
     python benchmarks/compare.py cardiac_scribble --work DIR
 
-There are four kinds: trained on one contrast and tested on all (comparisons.py, compare_contrasts.py), trained on
+There are five kinds: trained on one contrast and tested on all (comparisons.py, compare_contrasts.py), trained on
 unpaired modalities and tested in each (comparisons_mixed.py, compare_mixed.py), trained from real scribbles
 (comparisons_scribbles.py, compare_scribbles.py), or from simulated ones on registered pairs (comparisons_paired.py,
-compare_paired.py); the folders of the latter two differ a little. Makes the phantom, converts it for
+compare_paired.py), and a model of one modality adapted to another (comparisons_adapt.py, compare_adapt.py); the
+folders of the latter three differ a little. Makes the phantom, converts it for
 each kind of trainer, plans and preprocesses, trains (train_one.py), predicts every contrast of the test subjects,
 evaluates, and writes benchmarks/results/NAME.json and NAME.md. What is finished is not done again; an interrupted
 training goes on from its latest checkpoint. Below DIR:
@@ -31,28 +32,32 @@ from pathlib import Path
 from typing import Any
 
 import common
+import compare_adapt
 import compare_contrasts
 import compare_mixed
 import compare_paired
 import compare_scribbles
 from compare_runner import Workshop, run_units, stop_all
 from comparisons import COMPARISONS, Comparison
+from comparisons_adapt import ADAPT_COMPARISONS, AdaptComparison
 from comparisons_mixed import MIXED_COMPARISONS, MixedComparison
 from comparisons_paired import PAIRED_COMPARISONS, PairedComparison
 from comparisons_scribbles import SCRIBBLE_COMPARISONS, ScribbleComparison
 from main_job import set_environment
 
-ALL: dict[str, Comparison | MixedComparison | ScribbleComparison] = {
+ALL: dict[str, Comparison | MixedComparison | ScribbleComparison | AdaptComparison] = {
     **COMPARISONS,
     **MIXED_COMPARISONS,
     **SCRIBBLE_COMPARISONS,
     **PAIRED_COMPARISONS,
+    **ADAPT_COMPARISONS,
 }
 KINDS: dict[type, tuple[Any, type[Workshop]]] = {
     Comparison: (compare_contrasts, Workshop),
     MixedComparison: (compare_mixed, Workshop),
     ScribbleComparison: (compare_scribbles, compare_scribbles.ScribbleWorkshop),
     PairedComparison: (compare_paired, compare_paired.PairedWorkshop),
+    AdaptComparison: (compare_adapt, compare_adapt.AdaptWorkshop),
 }
 
 

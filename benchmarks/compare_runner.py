@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import numpy as np
 from comparisons import Comparison, Method
+from comparisons_adapt import AdaptComparison
 from comparisons_mixed import MixedComparison
 from comparisons_scribbles import ScribbleComparison
 from main_job import ENDING
@@ -32,6 +33,8 @@ DATASETS = {
     "mixed": (704, "Mixed"),
     "scribbles": (705, "Scribbles"),
     "dense": (706, "Dense"),
+    "base": (707, "Base"),
+    "adapt": (708, "Adapt"),
 }
 
 
@@ -39,7 +42,7 @@ DATASETS = {
 class Workshop:
     """Where a comparison is worked on, and with what."""
 
-    comparison: Comparison | MixedComparison | ScribbleComparison
+    comparison: Comparison | MixedComparison | ScribbleComparison | AdaptComparison
     work: Path
     device: str
     workers: int  # processes for augmentation; 0: in the training's own

@@ -148,6 +148,7 @@ def describe(trainer: Any, seed: int, seconds: list[float]) -> dict[str, Any]:
         "initial_lr": trainer.initial_lr,
         "optimizer": type(trainer.optimizer).__name__,
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "trainable_parameters": sum(p.numel() for p in trainer.network.parameters() if p.requires_grad),
         # the median: another process on the machine slows single epochs down, the first one also loads the data
         "seconds_per_iteration": float(np.median(seconds)) / trainer.num_iterations_per_epoch,
         "seconds_of_epochs": [round(value, 3) for value in seconds],
