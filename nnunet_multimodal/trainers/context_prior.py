@@ -53,6 +53,7 @@ class nnUNetTrainerContextPrior(MultimodalTrainer):
         "gradient_clip": 12.0,  # nnU-Net's
         "prototypes": "additive",  # or "multiplicative"
         "task_loss": "softmax",  # or "sigmoid": each class a task of its own (always so for regions)
+        "null_tasks": True,  # of sigmoids: the null token for what a case does not annotate, as in Hermes
         "use_modality": True,
         "modality_loss": 0.01,
         "allow_unknown_modality": False,  # training cases that are not in the table get the null token
@@ -289,7 +290,7 @@ class nnUNetTrainerContextPrior(MultimodalTrainer):
         if self.partial is not None:
             self.partial.annotated = annotated
         # Of a softmax all classes are asked for: what is not annotated shares the background.
-        network.ask(annotated if self.sigmoid else None)
+        network.ask(annotated if self.sigmoid and self.settings["null_tasks"] else None)
         return annotated
 
     def learn(self, batch: dict) -> dict:

@@ -11,6 +11,7 @@ import torch
 from tiny_networks import every_kind, make_unet, size_of
 from torch import Tensor, nn
 
+from nnunet_multimodal.losses import MarginalLoss
 from nnunet_multimodal.networks import ContextOutput, ContextPriorUNet, ToldNetwork
 from nnunet_multimodal.networks.context_prior import PriorTokens, TokenPool, fused_stages
 from nnunet_multimodal.networks.prior_fusion import CrossAttention, PriorFusion, StageFusion, heads_of
@@ -379,3 +380,46 @@ def test_stages_that_cannot_be(stages: list[int]) -> None:
 def test_another_network() -> None:
     with pytest.raises(ValueError, match="found Sequential"):
         ContextPriorUNet(nn.Sequential(), MODALITIES, 3, [1], False)
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+def toy_batch(generator: torch.Generator, entries: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Images [B, 1, 16, 16] of two organs, labels, and the modality: every other image is striped."""
+    modality, labels = torch.arange(entries) % 2, torch.zeros(entries, 1, 16, 16)
+    for entry in range(entries):
+        for organ, (y, x) in enumerate(torch.randint(0, 4, (2, 2), generator=generator).tolist(), start=1):
+            labels[entry, 0, (organ - 1) * 8 + y : (organ - 1) * 8 + y + 5, x + 2 : x + 9] = organ
+    stripes = 0.7 * torch.cos(torch.arange(16) * math.pi / 2)
+    image = labels + 0.4 * torch.randn(labels.shape, generator=generator) + stripes * modality.view(-1, 1, 1, 1)
+    return (image - image.mean((2, 3), keepdim=True)) / image.std((2, 3), keepdim=True), labels, modality
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [False, True], ids=["taught as background", "told that it is not annotated"])
+def test_an_organ_is_found_in_a_modality_in_which_it_was_never_annotated(told: bool) -> None:
+    torch.manual_seed(0)
+    network = ContextPriorUNet(make_unet(features=(8, 12, 16)), ("CT", "MR"), 3, [1, 2], False, modality_tokens=2)
+    loss = MarginalLoss(batch_dice=True)
+    optimizer = torch.optim.AdamW(network.train().parameters(), lr=5e-3)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(60):
+        image, labels, modality = toy_batch(generator)
+        without = modality == 0
+        annotated = torch.ones(4, 3, dtype=torch.bool)
+        annotated[without, 2] = False
+        labels[without] = labels[without].where(labels[without] != 2, 0)
+        loss.annotated = annotated if told else None
+        network.tell(modality)
+        optimizer.zero_grad()
+        loss(network(image).segmentation, labels).backward()
+        optimizer.step()
+    network.eval()
+    image, labels, modality = toy_batch(torch.Generator().manual_seed(2), 32)
+    network.tell(modality)
+    with torch.no_grad():
+        predicted = network(image).argmax(1, keepdim=True)
+    found, there = ((each == 2)[modality == 0] for each in (predicted, labels))
+    dice = float(2 * (found & there).sum() / (found.sum() + there.sum()))
+    assert dice > 0.8 if told else dice < 0.4

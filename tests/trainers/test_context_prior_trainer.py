@@ -285,6 +285,14 @@ def test_a_softmax_asks_for_everything_and_counts_what_is_annotated() -> None:
     assert "annotated, of 5 training cases: liver in 4, spleen in 4" in log_of(trainer)
 
 
+def test_without_null_tasks_every_token_is_seen() -> None:
+    trainer = started(dataset_of(PARTIAL), f"{NAME}_sigmoid", null_tasks=False)
+    batch = batch_of(trainer, "case_a", "case_a")
+    annotated = trainer.tell(batch)
+    assert trainer.bare_network().asked is None and trainer.partial.annotated is annotated
+    assert annotated.tolist() == [[True, True, False]] * 2
+
+
 def test_at_prediction_every_class_is_asked_for() -> None:
     trainer = started(dataset_of(PARTIAL), f"{NAME}_sigmoid")
     trainer.tell(batch_of(trainer, "case_a", "case_b"))
