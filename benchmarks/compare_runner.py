@@ -179,6 +179,8 @@ def write_plans(shop: Workshop, name: str) -> None:
     divisor = 2
     if isinstance(comparison, ScribbleComparison):
         configuration["patch_size"], divisor = list(comparison.patch), comparison.divisor
+    if isinstance(comparison, AdaptComparison):
+        divisor = comparison.divisor
     network = configuration["architecture"]["arch_kwargs"]
     network["features_per_stage"] = [min(comparison.most_features, n // divisor) for n in network["features_per_stage"]]
     configuration[SECTION] = {**comparison.train_options, **method.settings}

@@ -91,6 +91,8 @@ def test_every_trainer_trains_validates_and_is_built_again_by_the_predictor(name
         "nnUNetTrainerUSTM",
         "nnUNetTrainerScribble2Label",
         "nnUNetTrainerSegVol",
+        "nnUNetTrainerLoRA",
+        "nnUNetTrainerMoA",
     ],
 )
 def test_in_3d(name: str) -> None:
