@@ -28,10 +28,11 @@ class Zoomed:
 
 
 def found_region(mask: np.ndarray, window: Sequence[int]) -> tuple[slice, ...] | None:
-    """The box around a mask, at least one window large where the volume is.
+    """The box around what was found from afar, at least one window large where the volume is.
 
-    SegVol pads to both sides and cuts off what sticks out; here the region is moved into the volume instead, so that a
-    window at the border is not half padding.
+    From afar a border is known to a voxel of the small volume, so there is that much more on each side; SegVol, which
+    has no such margin, cuts off what it did not see. SegVol pads to both sides, too, and drops what sticks out of the
+    volume; here the region is moved into it instead, so that a window at the border is not half padding.
 
     Args:
         mask: bool [Z, Y, X].
@@ -45,7 +46,8 @@ def found_region(mask: np.ndarray, window: Sequence[int]) -> tuple[slice, ...] |
         return None
     region = []
     for first, last, size, length in zip(*box.tolist(), window, mask.shape):
-        wanted = min(max(last - first + 1, size), length)
+        margin = -(-length // size) - 1  # none where the volume was not made smaller
+        wanted = min(max(last - first + 1 + 2 * margin, size), length)
         begin = min(max((first + last + 1 - wanted) // 2, 0), length - wanted)
         region.append(slice(begin, begin + wanted))
     return tuple(region)
