@@ -34,7 +34,7 @@ setup(
     extras_require={
         # text encoders for nnunet_multimodal embed; transformers is BiomedCLIP's tokenizer and text tower
         "text": ["open_clip_torch>=3.0,<4", "transformers"],
-        "test": ["pytest", "hypothesis", "ruff", "mypy", "open_clip_torch>=3.0,<4"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "open_clip_torch>=3.0,<4"],
     },
     entry_points={"console_scripts": ["nnunet_multimodal = nnunet_multimodal.cli:main"]},
     classifiers=[

@@ -60,6 +60,6 @@ def test_names_every_page() -> None:
 
 
 def test_test_command_is_what_ci_runs() -> None:
-    command = "pip install '.[test]' && pytest"
+    command = "pip install '.[test]' && pytest -n 2"
     assert command in shell_lines()
     assert command in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
