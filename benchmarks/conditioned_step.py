@@ -1,8 +1,9 @@
-"""Time and memory of nnUNetTrainerMulModSeg against stock nnUNetTrainer with the same plans and batches.
+"""Time and memory of nnUNetTrainerMulModSeg, or another trainer, against stock nnUNetTrainer, same plans and batches.
 
     python benchmarks/conditioned_step.py 2d
     python benchmarks/conditioned_step.py 3d
     python benchmarks/conditioned_step.py 128 --classes 41 --only-memory
+    python benchmarks/conditioned_step.py 2d --trainer nnUNetTrainerContextPrior --batch 4 --steps 3
 
 Random images, 14 classes, nnU-Net's network for 256x256 (batch 12), 64x96x96 (batch 2) or 128x128x128 (batch 1). The
 trainers take turns, step by step, in one process; ratios are of medians. Peak memory is that of a process of its own
@@ -141,7 +142,7 @@ def most_memory() -> int:
 
 def peak(name: str, args: argparse.Namespace) -> None:
     """Prints the most memory, in bytes, that two steps of this trainer take beyond what its process had before."""
-    shape = SHAPES[args.configuration]
+    shape = shape_of(args)
     torch.set_num_threads(args.threads)
     before = most_memory()
     trainer = build(name, shape, args.classes, args.device, {})
@@ -151,6 +152,11 @@ def peak(name: str, args: argparse.Namespace) -> None:
         print(torch.cuda.max_memory_allocated())
     else:
         print(most_memory() - before)
+
+
+def shape_of(args: argparse.Namespace) -> dict[str, Any]:
+    shape = SHAPES[args.configuration]
+    return shape if args.batch is None else {**shape, "batch": args.batch}
 
 
 def peak_of(name: str, args: argparse.Namespace) -> int:
@@ -163,6 +169,9 @@ def peak_of(name: str, args: argparse.Namespace) -> int:
         str(args.classes),
         "--threads",
         str(args.threads),
+        "--trainer",
+        args.trainer,
+        *([] if args.batch is None else ["--batch", str(args.batch)]),
     ]
     command = [sys.executable, __file__, args.configuration, *options]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -172,7 +181,7 @@ def peak_of(name: str, args: argparse.Namespace) -> int:
 def measure_times(shape: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a training step and of a prediction, the trainers in turn."""
     torch.set_num_threads(args.threads)
-    built = {name: build(name, shape, args.classes, args.device, {}) for name in (STOCK, OURS)}
+    built = {name: build(name, shape, args.classes, args.device, {}) for name in (STOCK, args.trainer)}
     times: dict[str, list[float]] = {name: [] for name in built}
     predictions: dict[str, list[float]] = {name: [] for name in built}
     for number in range(args.steps + 2):
@@ -184,7 +193,7 @@ def measure_times(shape: dict[str, Any], args: argparse.Namespace) -> dict[str, 
     for trainer in built.values():
         trainer.network.eval()
         trainer.set_deep_supervision_enabled(False)
-    built[OURS].tell(None)
+    built[args.trainer].tell(None)
     with torch.inference_mode():
         for number in range(3 * args.steps + 2):
             for name, trainer in built.items():
@@ -195,15 +204,21 @@ def measure_times(shape: dict[str, Any], args: argparse.Namespace) -> dict[str, 
     return {
         "steps": args.steps,
         "step_seconds": {name: round(value, 4) for name, value in median.items()},
-        "step_ratio": round(median[OURS] / median[STOCK], 3),
+        "step_ratio": round(median[args.trainer] / median[STOCK], 3),
         "prediction_seconds": {name: round(value, 4) for name, value in of_prediction.items()},
-        "prediction_ratio": round(of_prediction[OURS] / of_prediction[STOCK], 3),
+        "prediction_ratio": round(of_prediction[args.trainer] / of_prediction[STOCK], 3),
+        "parameters": {
+            name: sum(parameter.numel() for parameter in trainer.network.parameters())
+            for name, trainer in built.items()
+        },
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("configuration", choices=SHAPES)
+    parser.add_argument("--trainer", default=OURS)
+    parser.add_argument("--batch", type=int, help="instead of the plans' own")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--classes", type=int, default=14)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -214,20 +229,21 @@ def main() -> None:
     if args.peak_of:
         peak(args.peak_of, args)
         return
-    shape = SHAPES[args.configuration]
+    shape = shape_of(args)
     result: dict[str, Any] = {"patch": shape["patch"], "batch": shape["batch"], "classes": args.classes}
     result |= {} if args.only_memory else measure_times(shape, args)
     print(json.dumps(result))
-    peaks = {name: peak_of(name, args) for name in (STOCK, OURS)}
+    peaks = {name: peak_of(name, args) for name in (STOCK, args.trainer)}
     result["peak_megabytes"] = {name: round(value / 1e6) for name, value in peaks.items()}
-    result["peak_ratio"] = round(peaks[OURS] / peaks[STOCK], 3)
+    result["peak_ratio"] = round(peaks[args.trainer] / peaks[STOCK], 3)
     print(json.dumps(result, indent=2))
     note = (
         "random images without data loading; seconds are processor time on a CPU; peak: of a process of its own beyond "
         "what it had after its imports (on a GPU: of the allocator); prediction: "
         "network alone, one patch, modality found out by the network"
     )
-    name = f"conditioned_step_{args.configuration}" + ("" if args.classes == 14 else f"_{args.classes}classes")
+    kind = "conditioned" if args.trainer == OURS else args.trainer.removeprefix("nnUNetTrainer")
+    name = f"{kind}_step_{args.configuration}" + ("" if args.classes == 14 else f"_{args.classes}classes")
     print(write_result(name if args.device == "cpu" else f"{name}_{args.device}", result, note))
 
 
