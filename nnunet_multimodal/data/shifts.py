@@ -57,13 +57,17 @@ def add_noise(image: np.ndarray, share: float, noise: np.ndarray) -> np.ndarray:
     return image + share * deviation * noise
 
 
-def coil_field(shape: Sequence[int], coefficients: np.ndarray, ratio: float) -> np.ndarray:
+def coil_field(
+    shape: Sequence[int], coefficients: np.ndarray, ratio: float, inside: np.ndarray | None = None
+) -> np.ndarray:
     """exp of a polynomial of the position, which goes from -1 to 1 along each axis, scaled to a range.
 
     Args:
         shape: of the image, (Z, Y, X).
         coefficients: [4, 4, 4], of z^i y^j x^k; what does not depend on the position has no effect.
         ratio: brightest over darkest place; the field goes from 1 / sqrt(ratio) to sqrt(ratio).
+        inside: bool, of the shape; where it has to go from one to the other (elsewhere it stays between them). None:
+            everywhere.
 
     Example:
         >>> linear = np.zeros((4, 4, 4)); linear[0, 0, 1] = 7
@@ -72,10 +76,11 @@ def coil_field(shape: Sequence[int], coefficients: np.ndarray, ratio: float) -> 
     """
     z, y, x = (np.linspace(-1, 1, size) if size > 1 else np.zeros(1) for size in shape)
     field = np.asarray(np.polynomial.polynomial.polygrid3d(z, y, x, coefficients))
-    low, high = float(field.min()), float(field.max())
+    seen = field if inside is None else field[inside]
+    low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 0.0)
     if not high > low:
         return np.ones(shape)
-    return np.exp(((field - low) / (high - low) - 0.5) * math.log(ratio))
+    return np.exp(((field.clip(low, high) - low) / (high - low) - 0.5) * math.log(ratio))
 
 
 def multiply(image: np.ndarray, field: np.ndarray) -> np.ndarray:
@@ -167,7 +172,8 @@ def _noise(images: np.ndarray, spacing: Sequence[float], severity: float, draw: 
 def _bias(images: np.ndarray, spacing: Sequence[float], severity: float, draw: np.random.Generator) -> np.ndarray:
     coefficients = draw.uniform(-1, 1, (ORDER + 1,) * 3)
     coefficients[np.indices(coefficients.shape).sum(axis=0) > ORDER] = 0
-    field = coil_field(images.shape[1:], coefficients, severity)
+    body = images[0] > images[0].mean()  # a polynomial's extremes lie in corners of the image, which are air
+    field = coil_field(images.shape[1:], coefficients, severity, body)
     return np.stack([multiply(image, field) for image in images])
 
 
@@ -207,8 +213,8 @@ SHIFTS = {
             "mean)", "sigma / sd", 0.0, 1.0, False, "torchio RandomNoise (trains with up to 0.25)", _noise,
         ),
         Shift(
-            "bias", "uneven coil: a smooth field (exp of a cubic polynomial) times the signal above the minimum",
-            "brightest / darkest", 1.0, 9.0, True,
+            "bias", "uneven coil: a smooth field (exp of a cubic polynomial) times the signal above the minimum; its "
+            "range is that inside the foreground", "brightest / darkest", 1.0, 9.0, True,
             "torchio RandomBiasField (Van Leemput et al., 1999; Sudre et al., 2017)", _bias,
         ),
         Shift(

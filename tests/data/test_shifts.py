@@ -73,6 +73,19 @@ def test_the_coil_field_spans_the_ratio_and_leaves_air_alone() -> None:
     assert (coil_field((1, 1, 1), quadratic, 9.0) == 1).all()
 
 
+def test_the_coil_field_spans_the_ratio_inside_the_body() -> None:
+    linear = np.zeros((4, 4, 4))
+    linear[0, 0, 1] = 1
+    body = np.array([[[False, True, True, True, False]]])
+    assert coil_field((1, 1, 5), linear, 4.0, body)[0, 0] == pytest.approx([0.5, 0.5, 1, 2, 2])
+    assert (coil_field((1, 1, 5), linear, 4.0, np.zeros((1, 1, 5), bool)) == 1).all()
+    flat = np.where(volume() > 60, 100.0, 1.0).astype(np.float32)
+    flat[0, 0, 0, 0] = 0  # the minimum, from which the signal is counted
+    body = flat[0] > flat.mean()
+    found = Change("bias", 9.0, 0, (0,))(flat, SPACING, "case")[0][body]
+    assert found.max() / found.min() == pytest.approx(9, rel=1e-4)
+
+
 def test_thick_slices_of_a_width_that_does_not_divide() -> None:
     """1.5 voxels: slices over [0, 1.5), [1.5, 3), [3, 4), middles at 0.25, 1.75, 3.25."""
     image = np.array([3.0, 6.0, 9.0, 12.0])
