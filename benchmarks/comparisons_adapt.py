@@ -70,8 +70,8 @@ def count_name(count: int | None) -> str:
 _FULL = "nnUNetTrainerMRSegmentator"  # the stock network, never mirrored
 _RATE = {"initial_lr": 3e-3}
 _RATES = (
-    "AdamW for all: the base model 3e-3 (as in the other comparisons), full fine-tuning and context priors (which train "
-    "the whole network, too) 1e-3, adapters 5e-3."
+    "AdamW for all: the base model 3e-3 (as in the other comparisons), full fine-tuning and context priors (which also "
+    "train the whole network) 1e-3, adapters 5e-3."
 )
 _ADAPTERS = {"initial_lr": 5e-3, "warmup_iterations": 20}
 _LORA, _MOA = "nnUNetTrainerLoRA", "nnUNetTrainerMoA"

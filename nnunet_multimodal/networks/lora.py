@@ -48,7 +48,7 @@ class LowRank(nn.Module):
         self.scale = scale
         if not isinstance(layer, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)):
             raise TypeError(f"{type(layer).__name__} cannot have low-rank factors: a convolution or Linear can.")
-        like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
         if isinstance(layer, nn.Linear):
             self.groups = 1
             self.rank = min(rank, layer.in_features, layer.out_features)
@@ -58,14 +58,14 @@ class LowRank(nn.Module):
             self.groups = layer.groups
             into, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
             self.rank = min(rank, into * math.prod(layer.kernel_size), out)
-            how = {
+            how: dict[str, Any] = {
                 "kernel_size": layer.kernel_size, "stride": layer.stride, "padding": layer.padding,
                 "dilation": layer.dilation, "padding_mode": layer.padding_mode, "groups": layer.groups, "bias": False,
             }  # fmt: skip
             if isinstance(layer, _TRANSPOSED):
                 how["output_padding"] = layer.output_padding
             kind: Any = (_TRANSPOSED if isinstance(layer, _TRANSPOSED) else _CONVOLUTIONS)[len(layer.kernel_size) - 1]
-            pointwise = _CONVOLUTIONS[len(layer.kernel_size) - 1]
+            pointwise: Any = _CONVOLUTIONS[len(layer.kernel_size) - 1]
             self.down = kind(layer.in_channels, layer.groups * self.rank, **how, **like)
             self.up = pointwise(
                 layer.groups * self.rank, layer.out_channels, 1, groups=layer.groups, bias=False, **like
