@@ -28,6 +28,7 @@ from nnunet_multimodal.trainers.base import MultimodalTrainer
 from nnunet_multimodal.trainers.checkpoints import write_whole
 from nnunet_multimodal.trainers.schedule import WarmupPoly
 from nnunet_multimodal.trainers.settings import read_settings
+from nnunet_multimodal.trainers.transfer import HEADS, StartingModel, fit_by_name, names_of
 
 SUMMARY = "summary_annotated.json"  # in the folder of the validation
 
@@ -162,6 +163,26 @@ class nnUNetTrainerContextPrior(MultimodalTrainer):
             f"context priors at stages {self.settings['fused_stages']}: {added / 1e6:.2f} M of {total / 1e6:.2f} M "
             "parameters"
         )
+
+    def _start_from(self, model: StartingModel) -> None:
+        """As the base; a U-Net that is to stay as it is must have come from the model, whole."""
+        if self.settings["freeze_unet"]:
+            own = self.bare_network().state_dict()
+            weights, _ = fit_by_name(model.weights, model.names, own, names_of(self.dataset_json))
+            strange = [
+                key
+                for key, value in own.items()
+                if key.startswith(("encoder.", "decoder."))
+                and HEADS not in key
+                and (key not in weights or weights[key].shape != value.shape)
+            ]
+            if strange:
+                raise DataProblem(
+                    f"freeze_unet: {self.settings['starting_model']} has other layers than the plans' U-Net, which "
+                    f"would stay random: {first_names(strange)}. Plan with the model's own plans: nnunet_multimodal "
+                    "adapt --from MODEL"
+                )
+        super()._start_from(model)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Our network has the switch itself."""

@@ -274,6 +274,21 @@ def test_samples_of_a_batch_do_not_mix() -> None:
         )
 
 
+@pytest.mark.parametrize("multiplicative", [False, True])
+def test_mixed_precision(multiplicative: bool) -> None:
+    network = disturbed(make(deep_supervision=True, multiplicative=multiplicative)).train()
+    image = torch.randn(2, 1, 16, 8)
+    network.tell(0)
+    wanted = network(image).segmentation[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = network(image)
+        loss = sum(each.float().square().mean() for each in output.segmentation)
+    loss.backward()
+    assert output.segmentation[0].dtype == torch.bfloat16
+    torch.testing.assert_close(output.segmentation[0].float(), wanted, atol=0.1 * float(wanted.abs().max()), rtol=0)
+    assert all(p.grad.isfinite().all() for name, p in network.named_parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("wrong", [3, -2])
 def test_a_modality_that_does_not_exist_is_refused(wrong: int) -> None:
     with pytest.raises(IndexError, match="3, CT, MR, PET"):

@@ -160,6 +160,19 @@ def test_a_frozen_unet_stays_as_it_is() -> None:
     }
 
 
+def test_a_frozen_unet_has_to_come_from_the_model() -> None:
+    first = started(dataset_of())
+    file = Path(first.output_folder_base, "base.pth")
+    first.save_checkpoint(str(file))
+    checkpoint = torch.load(file, weights_only=False)
+    for key in list(checkpoint["network_weights"]):
+        if "encoder.stages.1." in key:
+            del checkpoint["network_weights"][key]
+    torch.save(checkpoint, file)
+    with pytest.raises(DataProblem, match=r"freeze_unet: .* would stay random: encoder.stages.1.*adapt --from MODEL"):
+        started(dataset_of(), freeze_unet=True, starting_model=str(file))
+
+
 # --- the modality ----------------------------------------------------------------------------------------------------
 
 
