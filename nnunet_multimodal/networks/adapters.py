@@ -102,7 +102,7 @@ class MixtureHead(AdaptedLayer):
         base: Tensor = self.base(x)
         output = base
         for index, head in enumerate(self.heads.values()):
-            if index in self.gates.whole:
+            if index in self.gates.whole and len(self.gates.active) == 1:  # others, if active, want their gradient
                 return head(x)
             if index in self.gates.active:
                 answer = head(x)

@@ -125,6 +125,16 @@ def test_training_reaches_the_told_adapter_alone_and_leaves_the_base() -> None:
     assert all(".MR." in name or name.startswith("modality_head") for name in changed)
 
 
+def test_a_batch_of_one_modality_leaves_no_adapter_without_a_gradient() -> None:
+    """Distributed training stops at the next step where something had none."""
+    _, mixed = mixture()
+    mixed.train().tell(1)
+    mixed(torch.randn(2, 1, 16, 16)).segmentation.square().mean().backward()
+    for part in (".adapters.PET.", ".heads.PET."):
+        learning = [p for name, p in mixed.named_parameters() if part in name and "seg_layers.0" not in name]
+        assert learning and all(p.grad is not None and (p.grad == 0).all() for p in learning)
+
+
 def test_of_images_of_the_base_nothing_is_learned_but_the_modality() -> None:
     _, mixed = mixture()
     mixed.train().tell(0)
