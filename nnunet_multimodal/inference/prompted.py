@@ -190,10 +190,15 @@ def to_labels(
     Returns:
         uint8 or uint16 [Z, Y, X].
     """
-    masks = on_image(logits, properties, plans, configuration)
-    best = masks.argmax(0)
-    labels = np.asarray(values, dtype=np.uint8 if max(values) < 256 else np.uint16)[best]
-    labels[np.take_along_axis(masks, best[None], axis=0)[0] <= 0] = 0
+    best = labels = None
+    for mask, value in zip(logits, values):  # one after the other: on the image's grid they are large
+        found = on_image(mask[None], properties, plans, configuration)[0]
+        if best is None or labels is None:
+            best = np.zeros(found.shape, np.float32)
+            labels = np.zeros(found.shape, np.uint8 if max(values) < 256 else np.uint16)
+        labels[found > best] = value
+        np.maximum(best, found, out=best)
+    assert labels is not None
     return labels
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
@@ -178,8 +179,6 @@ def test_a_point_and_a_box_stay_on_what_they_mark(tmp_path: Path, transpose: lis
 
     logits = np.full((1, *shape), -5.0, np.float32)
     logits[0][bright] = 5
-    import torch
-
     labels = to_labels(torch.from_numpy(logits), [2], properties, plans, configuration)
     expected = images[0] == 400
     assert labels.shape == images.shape[1:] and labels.dtype == np.uint8 and set(np.unique(labels)) == {0, 2}
@@ -187,6 +186,20 @@ def test_a_point_and_a_box_stay_on_what_they_mark(tmp_path: Path, transpose: lis
     assert overlap > 0.8
     outside = on_image(torch.from_numpy(logits + 20), properties, plans, configuration)[0] < 0
     assert (outside == (images[0] == 0)).all()  # what nnU-Net cropped away was never asked about
+
+
+def test_where_two_organs_are_found_the_surest_is_written() -> None:
+    logits = torch.tensor([[3.0, 3.0, -1.0, -2.0], [1.0, 4.0, 2.0, -1.0]]).reshape(2, 1, 1, 4)
+    plans = PlansManager(volume_plans(3))
+    size = (1, 1, 4)
+    properties = {
+        "spacing": [2.0, 2.0, 2.0],
+        "shape_after_cropping_and_before_resampling": size,
+        "shape_before_cropping": size,
+        "bbox_used_for_cropping": [[0, length] for length in size],
+    }
+    found = to_labels(logits, [1, 300], properties, plans, plans.get_configuration("3d_fullres"))
+    assert found.tolist() == [[[1, 300, 300, 0]]] and found.dtype == np.uint16
 
 
 def test_what_nnunet_cuts_off() -> None:

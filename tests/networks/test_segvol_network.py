@@ -219,6 +219,15 @@ def test_codes_of_the_grid_number_by_number() -> None:
         torch.testing.assert_close(codes[:, z, y, x], expected, atol=1e-4, rtol=0)
 
 
+def test_half_precision_does_not_reach_the_codes() -> None:
+    torch.manual_seed(0)
+    positions = RandomPositions(8)
+    voxels = torch.rand(5, 3) * 7
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, grid = positions.points(voxels, WINDOW), positions.grid((2, 3, 4))
+    assert torch.equal(found, positions.points(voxels, WINDOW)) and torch.equal(grid, positions.grid((2, 3, 4)))
+
+
 # --- prompts as tokens -----------------------------------------------------------------------------------------------
 
 

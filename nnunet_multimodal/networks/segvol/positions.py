@@ -34,7 +34,9 @@ class RandomPositions(nn.Module):
 
     def encode(self, places: Tensor) -> Tensor:
         """places [..., 3], 0 to 1 from one border of the window to the other -> [..., C]."""
-        angles = 2 * math.pi * (2 * places - 1) @ self.positional_encoding_gaussian_matrix
+        # No matrix product: under autocast it would be in half precision, which knows an angle of 20 to 1/60 only.
+        matrix = self.positional_encoding_gaussian_matrix
+        angles = 2 * math.pi * ((2 * places - 1)[..., None] * matrix).sum(-2)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def grid(self, size: Sequence[int]) -> Tensor:
