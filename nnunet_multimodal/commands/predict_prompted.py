@@ -8,6 +8,7 @@ import errno
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -128,10 +129,8 @@ def _as_file(value: str | None) -> Path | None:
     """A name that ends in .json, or a file that is there."""
     if value is None:
         return None
-    path = Path(value)
-    if path.suffix.lower() == ".json" or path.is_file():
-        return path
-    return None
+    is_file = value.lower().endswith(".json") or os.path.isfile(value)  # of many points, too long for a name: no
+    return Path(value) if is_file else None
 
 
 def _from_files(files: Mapping[str, Path], units: str) -> dict[str, dict[str, Any]]:

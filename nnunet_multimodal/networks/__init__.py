@@ -6,6 +6,7 @@ from nnunet_multimodal.networks.crossmr import CrossMRNetwork, Prompt, Referring
 from nnunet_multimodal.networks.memory import Memory
 from nnunet_multimodal.networks.modality_head import ModalityHead
 from nnunet_multimodal.networks.open_set import OpenSetNetwork, OpenSetOutput
+from nnunet_multimodal.networks.segvol import SegVolNetwork
 from nnunet_multimodal.networks.text_conditioned import TextConditionedNetwork, TextOutput
 from nnunet_multimodal.networks.text_swin import TextSwinUNETR
 from nnunet_multimodal.networks.text_unet import TextUNet
@@ -24,6 +25,7 @@ __all__ = [
     "Prompt",
     "PromptedUNet",
     "ReferringOutput",
+    "SegVolNetwork",
     "TextConditionedNetwork",
     "TextOutput",
     "TextSwinUNETR",

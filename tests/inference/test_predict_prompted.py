@@ -171,6 +171,15 @@ def test_points_of_the_command_line_in_mm_and_in_voxels(models, work: Path, know
         assert labels[organ] == value
 
 
+def test_many_points_of_the_command_line(models, work: Path, known) -> None:
+    """More than a file's name may be long."""
+    (work / "in/b_0000.nii.gz").unlink()
+    voxels = [(x, y, 3) for x in range(3, 9) for y in range(4, 12)]
+    assert predict(models["segvol"], work, "--points=" + ";".join(",".join(map(str, mm(each))) for each in voxels)) == 0
+    found = result(work, "a")
+    assert np.count_nonzero(found) == 48 and (found[LIVER][..., 1] == 3).all()
+
+
 def test_kinds_of_prompts_are_combined_as_was_said(models, work: Path, known) -> None:
     content = boxes_of_both()
     for organs in content["cases"].values():
