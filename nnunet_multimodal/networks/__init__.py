@@ -3,7 +3,9 @@
 from nnunet_multimodal.networks.cmfnet import CmFNet
 from nnunet_multimodal.networks.context_prior import ContextOutput, ContextPriorUNet
 from nnunet_multimodal.networks.crossmr import CrossMRNetwork, Prompt, ReferringOutput
+from nnunet_multimodal.networks.lora import inject_lora, merge_lora
 from nnunet_multimodal.networks.memory import Memory
+from nnunet_multimodal.networks.mixture import LearnedMixture, ModalityMixture
 from nnunet_multimodal.networks.modality_head import ModalityHead
 from nnunet_multimodal.networks.open_set import OpenSetNetwork, OpenSetOutput
 from nnunet_multimodal.networks.segvol import SegVolNetwork
@@ -18,8 +20,10 @@ __all__ = [
     "ContextOutput",
     "ContextPriorUNet",
     "CrossMRNetwork",
+    "LearnedMixture",
     "Memory",
     "ModalityHead",
+    "ModalityMixture",
     "OpenSetNetwork",
     "OpenSetOutput",
     "Prompt",
@@ -33,4 +37,6 @@ __all__ = [
     "ToldNetwork",
     "binary_prompts",
     "decoder_features",
+    "inject_lora",
+    "merge_lora",
 ]
