@@ -3,7 +3,7 @@
 A small SegVol network (nnUNetTrainerSegVol) is trained for minutes on CT of made-up patients at 5 mm, then predicts two
 others whose files are finer, by text, by one point and by a box, window by window and zooming. Each prediction is a
 command of its own. Points and boxes are taken from the labels: the point deepest inside the organ, the box around it.
-The study moves each of a box's six numbers by chance.
+The study moves each of a box's six numbers by chance. About five processor minutes in all.
 
     nice python benchmarks/zoom.py --work DIR [--steps 1000]
 """
