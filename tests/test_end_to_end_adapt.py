@@ -92,7 +92,7 @@ def test_what_adapt_says_to_type_next(workshop: Workshop) -> None:
     output = workshop.run("nnunet_multimodal", "adapt", "--merge", fold.parent, "-o", merged)
     (stock,) = lines_of(output, workshop)
     words = [{"IMAGES": str(given), "OUT": str(out[1])}.get(word, word) for word in stock]
-    workshop.run("env", "-u", "nnUNet_extTrainer", *words, "-device", "cpu", "-npp", "0", "-nps", "0")
+    workshop.run("env", "-u", "nnUNet_extTrainer", *words, "-device", "cpu", "-npp", "1", "-nps", "1")
     for folder in out:
         check_predictions(folder, cases)
     for case in cases:
