@@ -232,7 +232,8 @@ def same_however_it_is_stored(model: Path, tmp_path: Path, orientations: list[np
         np.testing.assert_allclose(found.affine, stored.affine, atol=1e-5)
         labels = np.asarray(nib.as_closest_canonical(found).dataobj)
         first = labels if first is None else first
-        assert np.array_equal(labels, first), orientations[number].tolist()
+        # a random network is nowhere sure, and sums are rounded as memory happens to lie
+        assert (labels != first).mean() < 1e-3, orientations[number].tolist()
     assert first is not None and first.shape == SHAPE and len(np.unique(first)) > 3
 
 
