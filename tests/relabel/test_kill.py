@@ -146,4 +146,6 @@ def test_killed_at_random_moments(tmp_path: Path, clean_environment, monkeypatch
         check(story.place, before, words[0])
     left = [path for path in story.place.rglob("*") if ".partial" in path.name]
     assert left == [], "leftovers are cleared away by the next command"
-    assert len(accepted(story.place)) == 8
+    packages = {package.name for package in story.place.glob("batches/batch_*/p*")}
+    assert len(packages) in (3, 5), "propose, killed after its last step, proposes more when repeated"
+    assert set(accepted(story.place)) == {*story.workshop.names[:5], *packages}
