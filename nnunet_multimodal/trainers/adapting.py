@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from nnunet_multimodal.data.modality import first_names
@@ -13,7 +12,7 @@ from nnunet_multimodal.networks.lora import ALL_BUT_HEADS, HEADS, count_paramete
 from nnunet_multimodal.networks.mixture import start_heads
 from nnunet_multimodal.trainers.base import MultimodalTrainer, origin_of
 from nnunet_multimodal.trainers.checkpoints import load_fitting
-from nnunet_multimodal.trainers.schedule import WarmupPoly
+from nnunet_multimodal.trainers.schedule import adamw
 from nnunet_multimodal.trainers.settings import SECTION, fill_settings
 from nnunet_multimodal.trainers.transfer import HEADS as HEAD_NAMES
 from nnunet_multimodal.trainers.transfer import Names, StartingModel, fit_by_name, names_of
@@ -88,16 +87,7 @@ class AdaptingTrainer(MultimodalTrainer):
     def configure_optimizers(self):
         """AdamW on what learns, with a short warm-up and polynomial decay."""
         learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(learning, lr=self.initial_lr, weight_decay=self.weight_decay)
-        schedule = WarmupPoly(
-            optimizer,
-            self.initial_lr,
-            self.num_epochs,
-            self.num_iterations_per_epoch,
-            self.settings["warmup_iterations"],
-            self.settings["gradient_clip"],
-        )
-        return optimizer, schedule
+        return adamw(self, learning)
 
 
 def start_adapted(network: nn.Module, model: StartingModel, target: Names, plans_name: str) -> list[str]:

@@ -26,7 +26,7 @@ from nnunet_multimodal.losses.partial_labels import MarginalLoss, MaskedTaskLoss
 from nnunet_multimodal.networks.context_prior import UNKNOWN, ContextPriorUNet, fused_stages
 from nnunet_multimodal.trainers.base import MultimodalTrainer
 from nnunet_multimodal.trainers.checkpoints import write_whole
-from nnunet_multimodal.trainers.schedule import WarmupPoly
+from nnunet_multimodal.trainers.schedule import adamw
 from nnunet_multimodal.trainers.settings import read_settings
 from nnunet_multimodal.trainers.transfer import HEADS, StartingModel, fit_by_name, names_of
 
@@ -227,17 +227,7 @@ class nnUNetTrainerContextPrior(MultimodalTrainer):
         if self.settings["optimizer"] == "sgd":
             return super().configure_optimizers()
         learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(learned, lr=self.initial_lr, weight_decay=self.weight_decay)
-        warmup = min(self.settings["warmup_epochs"], self.num_epochs / 10) * self.num_iterations_per_epoch
-        schedule = WarmupPoly(
-            optimizer,
-            self.initial_lr,
-            self.num_epochs,
-            self.num_iterations_per_epoch,
-            round(warmup),
-            self.settings["gradient_clip"],
-        )
-        return optimizer, schedule
+        return adamw(self, learned)
 
     # --- data --------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from nnunet_multimodal.errors import DataProblem, UsageError
 from nnunet_multimodal.losses import ReferringLoss
 from nnunet_multimodal.networks import CrossMRNetwork, ReferringOutput
 from nnunet_multimodal.trainers.base import MultimodalTrainer, is_intensity, thick_axes
-from nnunet_multimodal.trainers.schedule import WarmupPoly
+from nnunet_multimodal.trainers.schedule import adamw
 from nnunet_multimodal.trainers.settings import read_settings
 
 NETWORK_SETTINGS: dict[str, Any] = {
@@ -109,16 +109,7 @@ class nnUNetTrainerCrossMR(MultimodalTrainer):
             {"params": encoder, "lr_scale": self.settings["pretrained_encoder_lr"] if pretrained else 1.0},
             {"params": rest, "lr_scale": 1.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.initial_lr, weight_decay=self.weight_decay)
-        schedule = WarmupPoly(
-            optimizer,
-            self.initial_lr,
-            self.num_epochs,
-            self.num_iterations_per_epoch,
-            self.settings["warmup_iterations"],
-            self.settings["gradient_clip"],
-        )
-        return optimizer, schedule
+        return adamw(self, groups)
 
     def _build_loss(self) -> nn.Module:
         settings = self.settings

@@ -27,7 +27,7 @@ from nnunet_multimodal.networks import TextConditionedNetwork, TextSwinUNETR, Te
 from nnunet_multimodal.text import TextEmbeddings, output_names
 from nnunet_multimodal.text.find import agreeing, find_embeddings, source_of
 from nnunet_multimodal.trainers.base import MultimodalTrainer
-from nnunet_multimodal.trainers.schedule import WarmupCosine
+from nnunet_multimodal.trainers.schedule import WarmupCosine, adamw
 from nnunet_multimodal.trainers.settings import read_settings
 
 BACKBONES = ("unet", "swin_unetr")
@@ -190,17 +190,7 @@ class nnUNetTrainerMulModSeg(MultimodalTrainer):
         """AdamW with warm-up and half a cosine (the paper's), or nnU-Net's SGD."""
         if self.settings["optimizer"] == "sgd":
             return super().configure_optimizers()
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
-        warmup = min(self.settings["warmup_epochs"], self.num_epochs / 10) * self.num_iterations_per_epoch
-        schedule = WarmupCosine(
-            optimizer,
-            self.initial_lr,
-            self.num_epochs,
-            self.num_iterations_per_epoch,
-            round(warmup),
-            self.settings["gradient_clip"],
-        )
-        return optimizer, schedule
+        return adamw(self, self.network.parameters(), WarmupCosine)
 
     # --- data --------------------------------------------------------------------------------------------------------
 

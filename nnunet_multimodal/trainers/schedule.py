@@ -1,10 +1,15 @@
-"""A learning-rate schedule for AdamW that works from nnU-Net's epoch hook."""
+"""AdamW, and a learning-rate schedule for it that works from nnU-Net's epoch hook."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from nnunet_multimodal.trainers.base import MultimodalTrainer
 
 
 class WarmupPoly:
@@ -64,3 +69,23 @@ class WarmupCosine(WarmupPoly):
     def decay(self, progress: float) -> float:
         """(1 + cos(pi progress)) / 2."""
         return (1 + math.cos(math.pi * progress)) / 2
+
+
+def adamw(
+    trainer: MultimodalTrainer, learned: Iterable[Any], schedule: type[WarmupPoly] = WarmupPoly
+) -> tuple[torch.optim.AdamW, WarmupPoly]:
+    """AdamW and its schedule by a trainer's settings: what its ``configure_optimizers`` returns.
+
+    Args:
+        trainer: its settings hold ``gradient_clip``, and ``warmup_iterations`` or ``warmup_epochs``; the latter count
+            for a tenth of the training at most.
+        learned: parameters, or groups of them.
+        schedule: how the rate decays.
+    """
+    settings, epochs, iterations = trainer.settings, trainer.num_epochs, trainer.num_iterations_per_epoch
+    warmup = settings.get("warmup_iterations")
+    if warmup is None:
+        warmup = round(min(settings["warmup_epochs"], epochs / 10) * iterations)
+    optimizer = torch.optim.AdamW(learned, lr=trainer.initial_lr, weight_decay=trainer.weight_decay)
+    clip = settings["gradient_clip"]
+    return optimizer, schedule(optimizer, trainer.initial_lr, epochs, iterations, warmup, clip)

@@ -23,7 +23,7 @@ from nnunet_multimodal.text import TextEmbeddings, output_names
 from nnunet_multimodal.text.find import agreeing, source_of
 from nnunet_multimodal.text.organs import find_organ_texts
 from nnunet_multimodal.trainers.base import MultimodalTrainer
-from nnunet_multimodal.trainers.schedule import WarmupCosine
+from nnunet_multimodal.trainers.schedule import WarmupCosine, adamw
 from nnunet_multimodal.trainers.segvol_weights import load_segvol_weights
 from nnunet_multimodal.trainers.settings import read_settings
 
@@ -196,17 +196,7 @@ class nnUNetTrainerSegVol(MultimodalTrainer):
 
     def configure_optimizers(self):
         """AdamW with warm-up and half a cosine."""
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
-        warmup = min(self.settings["warmup_epochs"], self.num_epochs / 10) * self.num_iterations_per_epoch
-        schedule = WarmupCosine(
-            optimizer,
-            self.initial_lr,
-            self.num_epochs,
-            self.num_iterations_per_epoch,
-            round(warmup),
-            self.settings["gradient_clip"],
-        )
-        return optimizer, schedule
+        return adamw(self, self.network.parameters(), WarmupCosine)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """There is none to switch."""

@@ -21,7 +21,7 @@ from nnunet_multimodal.losses.weak import Regulariser, WeakLoss
 from nnunet_multimodal.trainers.base import MultimodalTrainer
 from nnunet_multimodal.trainers.checkpoints import readable_checkpoint, write_whole
 from nnunet_multimodal.trainers.dense import dense_validation
-from nnunet_multimodal.trainers.schedule import WarmupPoly
+from nnunet_multimodal.trainers.schedule import adamw
 
 DENSE_LABELS = "labelsTr_dense"  # beside labelsTr; `nnunet_multimodal scribbles import` fills it
 STATE = "nnunet_multimodal"  # key of a checkpoint: what a method must know to go on, beyond the network
@@ -153,11 +153,7 @@ class WeakTrainer(MultimodalTrainer):
         """nnU-Net's SGD, or AdamW."""
         if self.settings["optimizer"] == "sgd":
             return super().configure_optimizers()
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
-        warmup = min(self.settings["warmup_epochs"], self.num_epochs / 10) * self.num_iterations_per_epoch
-        epochs, iterations = self.num_epochs, self.num_iterations_per_epoch
-        clip = self.settings["gradient_clip"]
-        return optimizer, WarmupPoly(optimizer, self.initial_lr, epochs, iterations, round(warmup), clip)
+        return adamw(self, self.network.parameters())
 
     # --- data --------------------------------------------------------------------------------------------------------
 

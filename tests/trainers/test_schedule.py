@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from nnunet_multimodal.trainers.schedule import WarmupPoly
+from nnunet_multimodal.trainers.schedule import WarmupCosine, WarmupPoly, adamw
 
 
 def parameter(value: float = 1.0) -> torch.nn.Parameter:
@@ -93,3 +96,27 @@ def test_a_small_gradient_is_left_as_it_is() -> None:
     first.grad, second.grad = torch.tensor([3.0]), torch.tensor([4.0])
     optimizer.step()
     assert (first.grad.item(), second.grad.item()) == (3.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warmup"),
+    [({"warmup_iterations": 7}, 7), ({"warmup_epochs": 3}, 30), ({"warmup_epochs": 10}, 50)],
+    ids=["iterations", "epochs", "a tenth of the training at most"],
+)
+def test_adamw_by_a_trainers_settings(settings: dict[str, Any], warmup: int) -> None:
+    trainer: Any = SimpleNamespace(
+        settings={**settings, "gradient_clip": 0.5},
+        initial_lr=0.02,
+        weight_decay=0.3,
+        num_epochs=50,
+        num_iterations_per_epoch=10,
+    )
+    slow, fast = parameter(), parameter()
+    groups = [{"params": [slow], "lr_scale": 0.1}, {"params": [fast]}]
+    optimizer, schedule = adamw(trainer, groups, WarmupCosine)
+    assert isinstance(optimizer, torch.optim.AdamW) and type(schedule) is WarmupCosine
+    assert schedule.optimizer is optimizer and (schedule.epochs, schedule.iterations) == (50, 10)
+    assert (schedule.initial_lr, schedule.warmup, schedule.clip) == (0.02, warmup, 0.5)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.02, 0.3)] * 2
+    assert optimizer.param_groups[0]["params"] == [slow] and optimizer.param_groups[0]["lr_scale"] == 0.1
+    assert type(adamw(trainer, [parameter()])[1]) is WarmupPoly
