@@ -98,6 +98,12 @@ _PHANTOM = PairedComparison(
 
 PAIRED_COMPARISONS: dict[str, PairedComparison] = {
     "phantom_table7": _PHANTOM,
+    # Whether it is the length that is missing.
+    "phantom_table7_long": replace(
+        _PHANTOM,
+        title="The same with three times as many steps",
+        train_options={**_PHANTOM.train_options, "num_epochs": 90},
+    ),
     "brain_tumour_paired": replace(
         _PHANTOM,
         title="CmFNet on FLAIR and T1c of four patients with simulated scribbles, each patient left out once",
