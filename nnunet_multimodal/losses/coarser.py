@@ -17,7 +17,7 @@ class Coarser(nn.Module):
 
     Args:
         regulariser: (probabilities [B, C, ...], image [B, I, ...]) -> number.
-        factors: size of a block along each spatial axis; 1 leaves an axis as it is.
+        factors: size of a block along each spatial axis, at most that of the image; 1 leaves an axis as it is.
     """
 
     def __init__(self, regulariser: Regulariser, factors: Sequence[int]) -> None:
@@ -26,7 +26,8 @@ class Coarser(nn.Module):
 
     def forward(self, probabilities: Tensor, image: Tensor) -> Tensor:
         """[B, C, (Z,) Y, X] and [B, I, (Z,) Y, X] -> number."""
-        if all(factor == 1 for factor in self.factors):
+        factors = [min(factor, size) for factor, size in zip(self.factors, image.shape[2:])]
+        if all(factor == 1 for factor in factors):
             return self.regulariser(probabilities, image)
-        pool = F.avg_pool2d if len(self.factors) == 2 else F.avg_pool3d
-        return self.regulariser(*(pool(each, self.factors, ceil_mode=True) for each in (probabilities, image)))
+        pool = F.avg_pool2d if len(factors) == 2 else F.avg_pool3d
+        return self.regulariser(*(pool(each, factors, ceil_mode=True) for each in (probabilities, image)))

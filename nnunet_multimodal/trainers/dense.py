@@ -51,8 +51,8 @@ def dense_validation(
             continue
         try:
             measured[case] = compute_metrics(str(reference), str(validation / f"{case}{ending}"), reader, list(labels))
-        except (ValueError, RuntimeError, OSError) as error:  # another grid, or a file that cannot be read
-            left_out[case] = str(error).splitlines()[0]
+        except Exception as error:  # another grid, or a file that cannot be read: each reader has errors of its own
+            left_out[case] = " ".join(str(error).split()) or type(error).__name__
     if not measured:
         return DenseValidation({}, [], left_out)
     names = list(next(iter(measured.values()))["metrics"][labels[0]])

@@ -184,3 +184,10 @@ def test_every_voxel_of_a_block_has_its_share_of_the_gradient() -> None:
 def test_factor_1_changes_nothing() -> None:
     p, image = torch.rand(1, 2, 5, 5), torch.rand(1, 1, 5, 5)
     assert Coarser(GatedCRFLoss(), (1, 1))(p, image) == GatedCRFLoss()(p, image)
+
+
+def test_a_block_is_no_larger_than_the_image() -> None:
+    seen: list[Tensor] = []
+    regulariser = Coarser(lambda p, image: seen.append(p) or p.sum(), (1, 8, 2))
+    regulariser(torch.rand(1, 2, 3, 4, 4).softmax(1), torch.randn(1, 1, 3, 4, 4))
+    assert seen[0].shape == (1, 2, 3, 1, 2)

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -414,6 +414,18 @@ def test_dense_validation_by_hand(tmp_path: Path) -> None:
     summary = json.loads((predicted / "summary_dense.json").read_text(encoding="utf-8"))
     assert summary["foreground_mean"]["Dice"] == pytest.approx(2 / 3)
     assert summary["mean"]["1"]["Dice"] == pytest.approx(1 / 3) and len(summary["metric_per_case"]) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all " * 30], ids=["empty", "garbage"])
+def test_dense_labels_that_cannot_be_read_are_left_out(content: bytes, tmp_path: Path) -> None:
+    """With the reader of our data sets, whose errors are no OSError: a long training has just ended."""
+    predicted, dense = tmp_path / "validation", tmp_path / "dense"
+    for case in "ab":
+        save_map(predicted / f"{case}.nii.gz", [1] * 8)
+        save_map(dense / f"{case}.nii.gz", [1] * 8)
+    (dense / "b.nii.gz").write_bytes(content)
+    found = dense_validation(predicted, dense, ["a", "b"], ".nii.gz", [1], NibabelIOWithReorient())
+    assert found.cases == ["a"] and "b.nii.gz" in found.left_out["b"]
 
 
 def test_no_dense_labels_at_all(tmp_path: Path) -> None:
