@@ -80,9 +80,11 @@ class nnUNetTrainerCmFNet(WeakTrainer):
             )
 
     def check_dataset(self) -> None:
-        """Scribbles, and weights that make sense."""
+        """Scribbles, no cascade, whose first stage no branch would look at, and weights that make sense."""
         super().check_dataset()
         settings = self.settings
+        if self.is_cascaded:
+            raise UsageError(f"{type(self).__name__} has no cascade: train 2d, 3d_fullres or 3d_lowres.")
         for key in ("lambda_ct", "lambda_mr", "alpha_ct", "alpha_mr"):
             if settings[key] < 0:
                 raise UsageError(f"{key}: expected a weight of 0 or more; found {settings[key]!r}.")

@@ -175,8 +175,11 @@ class WeakTrainer(MultimodalTrainer):
         return ramp_up(self.progress, self.settings["ramp_up"])
 
     def training_loss(self, image: Tensor, target: Tensor | list[Tensor], batch: dict) -> Tensor:
-        """What one step minimises; image and target are on the device."""
-        loss: Tensor = self.loss(self.network(image), target, image)
+        """What one step minimises; image and target are on the device.
+
+        In a cascade the previous stage's labels lie behind the images; no regulariser may take them for brightness.
+        """
+        loss: Tensor = self.loss(self.network(image), target, image[:, : len(self.channel_names)])
         return loss
 
     def after_step(self) -> None:

@@ -106,6 +106,13 @@ def test_other_channels_are_refused(names: list[str]) -> None:
         built(names)
 
 
+def test_a_cascade_is_refused() -> None:
+    plans = tiny_plans(3, 2)
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    with pytest.raises(UsageError, match="nnUNetTrainerCmFNet has no cascade"):
+        nnUNetTrainerCmFNet(plans, "3d_cascade_fullres", 0, tiny_dataset(NAME), CPU)
+
+
 def test_plans_of_thick_slices_are_taken_as_they_are() -> None:
     plans = PlansManager(tiny_plans(3, 2))
     layout = layout_of(plans.get_configuration("3d_fullres"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,17 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from tiny_training import NAMES, SMALL, configuration_name, is_weak, log_of, make_trainer, tiny_dataset, tiny_plans
+from tiny_training import (
+    NAMES,
+    SMALL,
+    configuration_name,
+    is_weak,
+    log_of,
+    make_trainer,
+    save_cases,
+    tiny_dataset,
+    tiny_plans,
+)
 
 from nnunet_multimodal import trainers
 from nnunet_multimodal.data.drawn import DrawnBackground
@@ -298,6 +309,23 @@ def test_the_regulariser_grows_with_the_training() -> None:
     assert trainer.ramp == pytest.approx(np.exp(-5 * 0.75**2))
     trainer.current_epoch, trainer.step = 2, 0
     assert trainer.ramp == 1.0
+
+
+def test_in_a_cascade_the_regulariser_sees_the_image_alone() -> None:
+    plans = tiny_plans(3, 1)
+    plans["configurations"] |= {
+        "3d_lowres": copy.deepcopy(plans["configurations"]["3d_fullres"]),
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    name = "nnUNetTrainerPartialCE_CRF"
+    trainer = getattr(trainers, name)(plans, "3d_cascade_fullres", 0, tiny_dataset(name), CPU)
+    save_cases(Path(trainer.preprocessed_dataset_folder), 1, scribbles=True)
+    trainer.initialize()
+    seen = []
+    trainer.loss.regulariser = lambda probabilities, image: seen.append(image) or probabilities.sum()
+    batch = torch.randn(1, 3, 4, 16, 16)  # the image and the previous stage's two organs
+    trainer.training_loss(batch, torch.full((1, 1, 4, 16, 16), IGNORE), {})
+    assert torch.equal(seen[0], batch[:, :1])
 
 
 def test_the_teacher_follows_and_comes_back() -> None:
