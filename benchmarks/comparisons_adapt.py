@@ -71,7 +71,7 @@ _FULL = "nnUNetTrainerMRSegmentator"  # the stock network, never mirrored
 _RATE = {"initial_lr": 3e-3}
 _RATES = (
     "AdamW for all: the base model 3e-3 (as in the other comparisons), full fine-tuning and context priors (which also "
-    "train the whole network) 1e-3, adapters 5e-3."
+    "train the whole network) 1e-3 where the row says no other, adapters 5e-3."
 )
 _ADAPTERS = {"initial_lr": 5e-3, "warmup_iterations": 20}
 _LORA, _MOA = "nnUNetTrainerLoRA", "nnUNetTrainerMoA"
@@ -80,6 +80,8 @@ _PHANTOM = AdaptComparison(
     base=Method(_FULL, "base", {**_RATE, "num_epochs": 8}, adamw=True),
     rows={
         "full": Method(_FULL, "adapt", {"initial_lr": 1e-3}, adamw=True),
+        "full_3e-4": Method(_FULL, "adapt", {"initial_lr": 3e-4}, adamw=True),
+        "full_3e-3": Method(_FULL, "adapt", {"initial_lr": 3e-3}, adamw=True),
         "LoRA_r4": Method(_LORA, "adapt", _ADAPTERS),
         "LoRA_r8": Method(_LORA, "adapt", _ADAPTERS),
         "LoRA_r16": Method(_LORA, "adapt", _ADAPTERS),
