@@ -99,6 +99,8 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise UsageError("--organs and label names both say which labels are drawn; give one of them.")
     if args.output is None and args.dataset_id is None:
         raise UsageError("Where to? Give a folder for the scribbles (-o), or -d and --images for a data set.")
+    if args.output is not None and args.output.exists() and not args.output.is_dir():
+        raise UsageError(f"-o {args.output} is a file, expected a folder for the scribbles.")
     if args.images is None and (args.dataset_id is not None or args.within_body):
         raise UsageError(f"{'-d' if args.dataset_id is not None else '--within-body'} needs --images, too.")
     if args.dataset_id is not None and not args.labels.is_dir():
@@ -110,6 +112,8 @@ def _run_files(args: argparse.Namespace, paths: Sequence[Path], drawing: Drawing
     _print(shares, failed)
     if failed and not shares:
         return DataProblem.exit_code
+    if shares and not any(share for of_file in shares.values() for organ, share in of_file.items() if organ != "0"):
+        print("warning: no label map holds any of the labels; only background was drawn.", file=sys.stderr)
     if shares and drawing.background != "none":
         print(f"Next: nnunet_multimodal scribbles import --images DIR --scribbles {args.output} --unlabelled 255 -d ID")
     return 1 if failed else 0

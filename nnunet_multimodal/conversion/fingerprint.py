@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_multimodal.conversion.dataset import write_json
-from nnunet_multimodal.conversion.verify import load_json
+from nnunet_multimodal.conversion.verify import REQUIRED, load_json
 from nnunet_multimodal.data.modality import SECTION
 from nnunet_multimodal.errors import DataProblem
 
@@ -37,11 +37,14 @@ def write_fingerprint(folder: Path, preprocessed: Path) -> dict[str, dict[str, f
         mean, std, percentiles... of the intensities of each channel, by its number.
 
     Raises:
-        DataProblem: the data set has no ignore label, or no class is drawn in it.
+        DataProblem: the data set has no ignore label, no class is drawn in it, or something of it cannot be read.
     """
     content, problems = load_json(folder)
     if content is None:
         raise DataProblem(problems[0])
+    look = f"Run: nnunet_multimodal doctor -d {folder.name}"
+    if lacking := [key for key in REQUIRED if key not in content]:
+        raise DataProblem(f"{folder / 'dataset.json'} lacks {', '.join(lacking)}. {look}")
     ignore = content["labels"].get("ignore")
     if ignore is None:
         raise DataProblem(f"{folder.name} has no ignore label, so nnU-Net's own fingerprint is right.")
@@ -51,13 +54,18 @@ def write_fingerprint(folder: Path, preprocessed: Path) -> dict[str, dict[str, f
         from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
         from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-        files = get_filenames_of_train_images_and_targets(str(folder), content)
+        files = get_filenames_of_train_images_and_targets(str(folder), content) if _has_images(folder) else {}
+        if not files:
+            raise DataProblem(f"{folder / 'imagesTr'} holds no training image. {look}")
         first = next(iter(files.values()))["images"][0]
         reader = determine_reader_writer_from_dataset_json(content, first, verbose=False)()
     shapes, spacings, sizes, samples = [], [], [], []
-    for of_case in tqdm(files.values(), desc=f"reading {folder.name}", unit="case", disable=None):
-        images, properties = reader.read_images(of_case["images"])
-        labels, _ = reader.read_seg(of_case["label"])
+    for case, of_case in tqdm(files.items(), desc=f"reading {folder.name}", unit="case", disable=None):
+        try:
+            images, properties = reader.read_images(of_case["images"])
+            labels, _ = reader.read_seg(of_case["label"])
+        except Exception as error:  # each reader has errors of its own
+            raise DataProblem(f"Cannot read case {case}: {' '.join(str(error).split())} {look}") from error
         data, labels, _ = crop_to_nonzero(images, np.where(labels == ignore, 0, labels))
         drawn, _ = DatasetFingerprintExtractor.collect_foreground_intensities(labels, data, num_samples=SAMPLES)
         shapes.append([int(size) for size in data.shape[1:]])
@@ -79,6 +87,11 @@ def write_fingerprint(folder: Path, preprocessed: Path) -> dict[str, dict[str, f
     }
     write_json(target, fingerprint)
     return statistics
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether nnU-Net finds a folder to look for them in."""
+    return (folder / "imagesTr").is_dir()
 
 
 def _statistics(values: np.ndarray, folder: Path) -> dict[str, float]:

@@ -317,14 +317,18 @@ def _check_values(volume: Volume, others: set[int], legend: Legend) -> None:
         allowed = {value for values in legend.classes.values() for value in values} | others | legend.also_background
     else:
         values = np.unique(volume.data)
-        allowed = {int(value) for value in values if value >= 0 and value == np.rint(value)} | others
+        lowest = 0 if legend.unnamed_to_background else 1  # 0 is never a class
+        allowed = {int(value) for value in values if value >= lowest and value == np.rint(value)} | others
         if 255 not in others and set(values.tolist()) == {0, 255}:
             allowed.discard(255)
     try:
         check_label_values(volume, allowed)
     except DataProblem as problem:
-        if (volume.data == 255).any() and 255 not in others:
-            raise DataProblem(f"{problem} If 255 is what nobody drew on, pass --unlabelled 255.") from problem
+        for value in (0, 255):
+            if value not in others and (volume.data == value).any():
+                hint = f"If {value} is what nobody drew on, pass --unlabelled {value}"
+                hint += "." if value else "; if it is background that was drawn, --background-label 0."
+                raise DataProblem(f"{problem} {hint}") from problem
         raise
 
 

@@ -74,14 +74,15 @@ def simulate_file(
         The share of each drawn class, by its value, that is covered; with background, that of "0" as well.
 
     Raises:
-        DataProblem: the file cannot be read, holds what is no label, or none of the classes.
+        DataProblem: the file cannot be read, holds what is no label, or none of the classes where no background is
+            drawn either.
     """
     volume = read_labels(path)
     values = np.unique(volume.data)
     check_label_values(volume, {int(value) for value in values if value >= 0 and value == np.rint(value)} | {0})
     organs = [int(value) for value in values if value > 0]
     wanted = organs if classes is None else [value for of_class in classes.values() for value in of_class]
-    if not set(wanted) & set(organs):
+    if drawing.background == "none" and not set(wanted) & set(organs):
         missing = f", wanted {', '.join(map(str, wanted))}" if wanted else ""
         found = ", ".join(f"{value:g}" for value in values[:10])
         raise DataProblem(f"{path} has nothing to scribble on: found {found}{missing}.")
@@ -117,7 +118,7 @@ def draw_weak_labels(
     Raises:
         DataProblem: background is to be drawn, but the class numbers reach 255.
     """
-    highest = max(classes)
+    highest = max(classes, default=0)
     if drawing.background != "none" and highest >= UNLABELLED:
         raise DataProblem(f"{label.path} has class {highest}; with background, classes up to {UNLABELLED - 1} can be.")
     drawn = draw_scribbles(label, classes, drawing.seed, case, drawing.every, drawing.style)

@@ -73,3 +73,21 @@ def test_what_it_is_not_for(paired: Scribbled, call: Call, monkeypatch: pytest.M
     monkeypatch.delenv("nnUNet_preprocessed")
     code, _, error = call(["scribbles", "fingerprint", "-d", "7"])
     assert code == 3 and "nnUNet_preprocessed is not set" in error
+
+
+def test_data_sets_that_cannot_be_read(paired: Scribbled, call: Call) -> None:
+    words = ["scribbles", "fingerprint", "-d", "7"]
+    (paired.dataset / "labelsTr" / "b.nii.gz").unlink()
+    code, _, error = call(words)
+    assert code == 4 and "Cannot read case b" in error and "doctor -d Dataset007_Tiny" in error
+    for path in (paired.dataset / "imagesTr").iterdir():
+        path.unlink()
+    code, _, error = call(words)
+    assert code == 4 and "imagesTr holds no training image" in error
+    (paired.dataset / "imagesTr").rmdir()
+    assert call(words)[0] == 4
+    content = json.loads((paired.dataset / "dataset.json").read_text(encoding="utf-8"))
+    del content["labels"], content["file_ending"]
+    (paired.dataset / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    code, _, error = call(words)
+    assert code == 4 and "dataset.json lacks labels, file_ending" in error

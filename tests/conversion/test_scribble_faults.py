@@ -165,6 +165,14 @@ def not_ct(s: Scribbled) -> list[str]:
     return ["--channel-name", "CT", "--strict"]
 
 
+def zero_is_nothing_known(s: Scribbled) -> list[str]:
+    for case in "ab":
+        scribbles = make_scribbles(background=9)
+        scribbles[2:14, 10, 2] = 0
+        save(s.scribbles(case), scribbles)
+    return ["--background-label", "9"]
+
+
 FAULTS: dict[str, tuple[Fault, int, str]] = {
     "9 scribbles missing": (scribble_missing, 4, r"(?s)1 images without a scribble file: b.*1 .*without an image: c"),
     "9 dense without image": (dense_of_nobody, 4, r"1 dense labels in .* without an image: c"),
@@ -176,6 +184,7 @@ FAULTS: dict[str, tuple[Fault, int, str]] = {
     "23 negative": (negative, 4, r"negative labels, found -1 \(1 voxel\)"),
     "23 dense fractions": (dense_fractions, 4, r"dense/a\.nii\.gz holds values that are no whole numbers"),
     "24 undeclared": (undeclared, 4, r"undeclared labels, found 5 \(1 voxel\), declared 0, 1, 2, 4"),
+    "24 zero": (zero_is_nothing_known, 4, r"undeclared labels, found 0 \(12 voxels\).*--unlabelled 0; if it is backgr"),
     "24 gap": (gap, 4, r"gaps: found 1, 2, 7, but not 3, 5, 6"),
     "24 dense undeclared": (dense_undeclared, 4, r"dense/a\.nii\.gz holds undeclared labels, found 3"),
     "25 ignore is another value": (ignore_twice, 2, r"--unlabelled is 4, but the label names have ignore=0"),

@@ -148,6 +148,25 @@ def test_data_set_of_some_organs(inputs: Inputs, call: Call, tmp_path: Path) -> 
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["a.nii.gz", "b.nii.gz", "coverage.json"]
 
 
+def test_patient_without_an_organ(inputs: Inputs, call: Call, tmp_path: Path) -> None:
+    """Has background to draw on, and is of the data set; of files without any organ the user is told."""
+    save(inputs.label("b"), np.zeros_like(make_label()))
+    words = ["scribbles", "simulate", "--labels", str(inputs.labels)]
+    code, _, error = call([*words, "--images", str(inputs.images), "-d", "9"])
+    assert code == 0, error
+    made = inputs.raw / "Dataset009_Simulated"
+    assert set(np.unique(voxels(made / "labelsTr" / "b.nii.gz"))) == {0, 3}
+    assert not voxels(made / "labelsTr_dense" / "b.nii.gz").any()
+    code, _, error = call([*words, "-o", str(tmp_path / "out"), "--background", "erode", "--organs", "9"])
+    assert code == 0 and "no label map holds any of the labels" in error
+    assert set(np.unique(voxels(tmp_path / "out" / "a.nii.gz"))) == {0, 255}
+
+
+def test_output_is_a_file(inputs: Inputs, call: Call) -> None:
+    code, _, error = call(["scribbles", "simulate", "--labels", str(inputs.labels), "-o", str(inputs.image())])
+    assert code == 2 and "is a file, expected a folder" in error
+
+
 def test_background_within_the_body(inputs: Inputs, call: Call, tmp_path: Path) -> None:
     words = ["scribbles", "simulate", "--labels", str(inputs.labels), "-o", str(tmp_path / "out"), "--seed", "3"]
     image = np.zeros((40, 40, 6), np.int16)
