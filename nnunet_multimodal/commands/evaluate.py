@@ -18,8 +18,9 @@ PRED and REF are folders (a case is the path in the folder, without .nii.gz) or 
 summary.csv, evaluation.json and report.html. An organ that is missed has DSC and NSD 0, and its distances are counted
 as undefined. A prediction that is missing or cannot be used (damaged, on another grid, no whole numbers) counts as an
 empty one; a case whose reference cannot be used is not in any mean. All of these are listed, and the command ends
-with 1. Organs that come in a left and a right are checked in the predictions: exchanged, astray, in pieces, of very
-different volumes.
+with 1. An organ that a reference does not annotate ("case_labels" of the references' dataset.json, or of --case-labels)
+is in no mean and counted as such. Organs that come in a left and a right are checked in the predictions: exchanged,
+astray, in pieces, of very different volumes.
 
 Several models: --compare NAME=DIR adds further folders of predictions for the same REF. OUT/NAME then holds each one's
 own evaluation, and OUT comparison.csv, significance.csv, comparison.json and comparison.html: means side by side, box
@@ -49,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     labels.add_argument(
         "--label-names", type=_name_and_ids, nargs="+", metavar="NAME=ID", help="or NAME=ID,ID for a region; ignore=ID"
+    )
+    parser.add_argument(
+        "--case-labels",
+        metavar="FILE",
+        help='a dataset.json with "case_labels", or {"case_001": ["liver"], ...}: organs that the references annotate, '
+        "of cases that lack some; or 'none' (default: the references' dataset.json)",
     )
     models = parser.add_argument_group("several models")
     models.add_argument(
@@ -114,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
         "tolerance": tolerance,
         "tolerances": tolerances,
         "surface": args.surface,
+        "case_labels": args.case_labels,
         "modality_map": modality_map,
         "modality_pattern": args.modality_pattern,
         "in_distribution": args.in_distribution,

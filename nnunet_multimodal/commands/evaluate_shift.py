@@ -139,8 +139,9 @@ def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options
     from tqdm import tqdm
 
     from nnunet_multimodal.conversion.dataset import first_names
+    from nnunet_multimodal.evaluation.annotated import annotated_organs
     from nnunet_multimodal.evaluation.cases import Case, find_volumes
-    from nnunet_multimodal.evaluation.evaluate import dataset_jsons, labels_of
+    from nnunet_multimodal.evaluation.evaluate import dataset_jsons, labels_of, reference_jsons
     from nnunet_multimodal.evaluation.shift_report import describe
     from nnunet_multimodal.evaluation.shift_study import Level, Study, run_study
     from nnunet_multimodal.inference.images import find_cases
@@ -160,7 +161,11 @@ def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options
             f"expected {first_names(sorted(references)[:3])}. CASE_0000{ending} has the reference CASE{ending}."
         )
     cases = [Case(name, references[name], None) for name in both]
-    settings = _settings(labels_of(labels, dataset_jsons(args.model_folder, args.reference), cases), options)
+    chosen = labels_of(labels, dataset_jsons(args.model_folder, args.reference), cases)
+    whose = reference_jsons(args.model_folder, args.reference)
+    annotated = annotated_organs(options["case_labels"], whose, chosen, both)
+    messages += annotated.notes
+    settings = _settings(chosen, options, annotated.unannotated)
     modality_of = _modalities(args, options, both, messages)
     told, harmonise = _told(args, predictor, modality_of)
     for message in messages:
@@ -243,7 +248,7 @@ def _load(args: argparse.Namespace, messages: list[str]) -> tuple[Any, dict[str,
     }
 
 
-def _settings(chosen: Any, options: dict[str, Any]) -> Any:
+def _settings(chosen: Any, options: dict[str, Any], unannotated: Any) -> Any:
     """What is measured of which labels, as ``evaluate_folders`` would."""
     from nnunet_multimodal.evaluation.cases import Settings
     from nnunet_multimodal.evaluation.labels import tolerances_for
@@ -254,11 +259,13 @@ def _settings(chosen: Any, options: dict[str, Any]) -> Any:
         options["surface"],
         options["distance_when_missed"],
         options["resample_to_reference"],
+        unannotated,
     )
 
 
 def _measured(settings: Any) -> dict[str, Any]:
     """What makes two measurements differ."""
+    unannotated = {case: sorted(organs) for case, organs in settings.unannotated.items()}
     return {
         "surface": settings.surface,
         "tolerances_mm": settings.tolerances,
@@ -266,6 +273,7 @@ def _measured(settings: Any) -> dict[str, Any]:
         "ignore": settings.labels.ignore,
         "distance_when_missed": settings.distance_when_missed,
         "resample_to_reference": settings.resample,
+        **({"not_annotated": unannotated} if unannotated else {}),
     }
 
 

@@ -41,10 +41,19 @@ class CaseLabels:
         Raises:
             DataProblem: it is malformed, a class is none of the data set's, or a case has no class at all.
         """
-        outputs = output_names(dataset_json["labels"], where)
         section = dataset_json.get(SECTION)
         written = section.get(KEY, {}) if isinstance(section, Mapping) else {}
-        key = f'{where}: "{SECTION}": "{KEY}"'
+        return cls.from_table(written, output_names(dataset_json["labels"], where), f'{where}: "{SECTION}": "{KEY}"')
+
+    @classmethod
+    def from_table(cls, written: Any, outputs: tuple[str, ...], key: str) -> CaseLabels:
+        """The same from ``{"case": ["class", ...], ...}`` alone.
+
+        Args:
+            written: what is under the key.
+            outputs: as the attribute.
+            key: where it is written, for messages.
+        """
         if not isinstance(written, Mapping):
             raise DataProblem(f'{key} has to be {{"case": ["class", ...], ...}}, found {written!r}.')
         classes = [name for name in outputs if name != BACKGROUND]
@@ -63,8 +72,8 @@ class CaseLabels:
             of_case[str(case)] = frozenset(names) - {BACKGROUND}
             if not of_case[str(case)]:
                 raise DataProblem(
-                    f"{key} names no class for {case}: nothing is annotated there, so it cannot be trained on. List "
-                    "its classes, or take the case out of the data set."
+                    f"{key} names no class for {case}: nothing is annotated there, so there is nothing to learn or to "
+                    "measure. List its classes, or take the case out."
                 )
         return cls(outputs, of_case)
 
@@ -108,4 +117,5 @@ class CaseLabels:
 
 def has_case_labels(dataset_json: Mapping[str, Any]) -> bool:
     """Whether dataset.json says which classes are annotated in which case."""
-    return bool((dataset_json.get(SECTION) or {}).get(KEY))
+    section = dataset_json.get(SECTION)
+    return isinstance(section, Mapping) and bool(section.get(KEY))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from nnunet_multimodal.conversion.images import SUFFIXES, Volume, compare_geomet
 from nnunet_multimodal.data.side_checks import check_sides
 from nnunet_multimodal.errors import DataProblem, MultimodalError, UsageError
 from nnunet_multimodal.evaluation.labels import Labels
-from nnunet_multimodal.evaluation.measures import MISSED, Measures, measure
+from nnunet_multimodal.evaluation.measures import MISSED, NOT_ANNOTATED, Measures, measure
 
 DIAGONAL = "diagonal"
 LARGEST = 2**31 - 1  # of label values
@@ -42,6 +43,7 @@ class Settings:
         distance_when_missed: HD95 and ASD of a missed organ: mm, ``diagonal`` of the reference image, or None
             (infinite, not in a mean).
         resample: bring a prediction on another grid onto the reference's, by nearest neighbour.
+        unannotated: case -> organs that its reference does not annotate (annotated.py).
     """
 
     labels: Labels
@@ -49,6 +51,7 @@ class Settings:
     surface: str = "border"
     distance_when_missed: float | str | None = None
     resample: bool = False
+    unannotated: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -176,6 +179,8 @@ def evaluate_case(case: Case, settings: Settings) -> CaseResult:
     except _UNUSABLE as error:
         result.failed = _why(error)
         return result
+    for organ in settings.unannotated.get(case.name, ()):
+        measures[organ] = not_annotated(measures[organ])
     distance = settings.distance_when_missed
     if distance == DIAGONAL:
         distance = math.dist((0, 0, 0), [n * mm for n, mm in zip(reference.data.shape, reference.spacing)])
@@ -186,6 +191,11 @@ def evaluate_case(case: Case, settings: Settings) -> CaseResult:
         }
     result.organs = measures
     return result
+
+
+def not_annotated(found: Measures) -> Measures:
+    """Nothing but the volumes: what the reference does not annotate can be neither missed nor found by mistake."""
+    return replace(found, dsc=math.nan, nsd=math.nan, hd95_mm=math.nan, asd_mm=math.nan, status=NOT_ANNOTATED)
 
 
 def _why(error: BaseException) -> str:

@@ -18,10 +18,11 @@ from nnunet_multimodal.evaluation.output import all_or_none, plain, write_csv
 from nnunet_multimodal.evaluation.report import describe_tolerances, embed, environment
 from nnunet_multimodal.evaluation.significance import METRICS, TEST, compare_models
 from nnunet_multimodal.evaluation.summary import MEANS, find_row
+from nnunet_multimodal.evaluation.terminal import describe_unannotated
 
 COMPARISON_COLUMNS = ("scope", "name", "organ", "model", "cases", *(
     f"{metric}_{what}" for metric in ("dsc", "nsd", "hd95_mm", "asd_mm") for what in ("mean", "sd", "n")
-), "missed", "false_positive")  # fmt: skip
+), "missed", "false_positive", "not_annotated")  # fmt: skip
 TEST_COLUMNS = (
     "scope", "name", "metric", "a", "b", "organ", "pairs", "unpaired", "differing", "mean_a", "mean_b", "difference",
     "p", "p_holm", "note",
@@ -76,7 +77,7 @@ def evaluate_models(
     modality_of = {case["case"]: case["modality"] for case in first["cases"]}
     results = {name: [case_result(case) for case in content["cases"]] for name, content in contents.items()}
     organs = [*first["settings"]["labels"]]
-    shared = ("surface", "surface_definition", "tolerances_mm", "labels", "ignore", "groups", "below")
+    shared = ("surface", "surface_definition", "tolerances_mm", "labels", "ignore", "case_labels", "groups", "below")
     content = plain(
         {
             "settings": {"reference": str(reference), **{key: first["settings"][key] for key in shared}},
@@ -142,6 +143,7 @@ def _write_report(
         organs=[row["organ"] for row in next(iter(models.values()))["summary"][: _organs(content) + 1]],
         find_row=find_row,
         tests=_tests_by_place(content["tests"]),
+        unannotated=describe_unannotated(next(iter(models.values()))),
         plots=_plots(content, results, modality_of),
         tolerances=describe_tolerances(content["settings"]["tolerances_mm"]),
     )  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any
 from nnunet_multimodal import __version__
 from nnunet_multimodal.conversion.dataset import first_names, numbered, write_json
 from nnunet_multimodal.errors import DataProblem, EnvironmentProblem, UsageError
+from nnunet_multimodal.evaluation.annotated import Annotated, annotated_organs
 from nnunet_multimodal.evaluation.cases import (
     DIAGONAL,
     Case,
@@ -55,6 +56,7 @@ def evaluate_folders(
     tolerance: float = 2.0,
     tolerances: Mapping[str, float] | None = None,
     surface: str = "border",
+    case_labels: str | Path | Mapping[str, Sequence[str]] | None = None,
     modality_map: Mapping[str, str] | None = None,
     modality_pattern: str | None = None,
     in_distribution: Sequence[str] = (),
@@ -77,6 +79,9 @@ def evaluate_folders(
             in ``reference`` or beside it, which must not contradict each other; else the ids found in the references.
         tolerance: of NSD in mm; ``tolerances`` has those of single organs.
         surface: ``border`` or ``area`` (:mod:`nnunet_multimodal.evaluation.surfaces`).
+        case_labels: which organs each reference annotates, case -> organs, or a file that says so (a dataset.json with
+            ``case_labels``, or a mapping); a case that is not named is annotated in full. What is not annotated is in
+            no mean, and counted. Default: the references' dataset.json; ``"none"``: all are annotated in full.
         modality_map: case (or its file name) -> modality; comes before ``modality_pattern`` (a regular expression with
             a group ``modality``, searched in the case), and that before dataset.json's
             ``nnunet_multimodal.case_modality``.
@@ -114,7 +119,10 @@ def evaluate_folders(
     modality_of = {name: modalities.of(name) for name in names}
     grouped = groups(modality_of.values(), in_distribution)
     millimetres = tolerances_for(chosen, tolerance, tolerances or {})
-    settings = Settings(chosen, millimetres, surface, distance_when_missed, resample_to_reference)
+    annotated = annotated_organs(case_labels, reference_jsons(prediction, reference), chosen, names)
+    settings = Settings(
+        chosen, millimetres, surface, distance_when_missed, resample_to_reference, annotated.unannotated
+    )
 
     results = evaluate_all(cases, settings, jobs, progress)
     failed = {result.name: result.failed for result in results if result.failed}
@@ -135,6 +143,7 @@ def evaluate_folders(
                 "labels": chosen.organs,
                 "ignore": chosen.ignore,
                 "labels_source": chosen.source,
+                "case_labels": annotated.source,
                 "groups": grouped,
                 "modality_pattern": modality_pattern,
                 "distance_when_missed": distance_when_missed,
@@ -162,7 +171,7 @@ def evaluate_folders(
             "failed": failed,
             "left_out": left_out,
             "sides": odd_sides(results),
-            "notes": notes,
+            "notes": [*notes, *annotated.notes, *_strange(results, annotated)],
             "unknown_labels": {what: _total(results, what) for what in ("prediction", "reference")},
             "without_modality": [name for name, m in modality_of.items() if modalities and m == UNKNOWN],
             "cases": [result.as_json(modality_of[result.name]) for result in results],
@@ -185,6 +194,17 @@ def choose_labels(prediction: Path, reference: Path, labels: Mapping[str, Ids] |
     """The labels that ``evaluate_folders`` would measure; raises what it would about labels and folders."""
     cases, _ = pair_cases(prediction, reference)
     return labels_of(labels, dataset_jsons(prediction, reference), cases)
+
+
+def _strange(results: Sequence[CaseResult], annotated: Annotated) -> list[str]:
+    """A note on the references that hold what they should not have been searched for."""
+    found = {
+        result.name: [name for name in annotated.strange.get(result.name, ()) if result.organs[name].volume_ref_ml]
+        for result in results
+        if result.organs
+    }
+    said = [f"{case} ({', '.join(sorted(organs))})" for case, organs in found.items() if organs]
+    return [f"references with organs that they do not annotate (not measured): {first_names(said)}"] if said else []
 
 
 def odd_sides(results: Sequence[CaseResult]) -> dict[str, list[str]]:
@@ -235,6 +255,11 @@ def dataset_jsons(prediction: Path, reference: Path) -> list[Path]:
     folders = [path if path.is_dir() else path.parent for path in (prediction, reference)]
     paths = [folder / "dataset.json" for folder in (*folders, folders[1].resolve().parent)]
     return [path for path in dict.fromkeys(paths) if path.is_file()]
+
+
+def reference_jsons(prediction: Path, reference: Path) -> list[Path]:
+    """The same, those of the references first."""
+    return [*dict.fromkeys([*dataset_jsons(reference, reference), *dataset_jsons(prediction, reference)])]
 
 
 def labels_of(given: Mapping[str, Ids] | Labels | None, jsons: Sequence[Path], cases: Sequence[Case]) -> Labels:

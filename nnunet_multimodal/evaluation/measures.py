@@ -23,11 +23,13 @@ from nnunet_multimodal.evaluation.surfaces import (
 )
 
 OK, MISSED, FALSE_POSITIVE, BOTH_EMPTY = "ok", "missed", "false_positive", "both_empty"
+NOT_ANNOTATED = "not_annotated"
 STATES = {
     OK: "in both prediction and reference: all values are defined",
     MISSED: "in the reference only: DSC and NSD are 0, distances infinite and not in a mean",
     FALSE_POSITIVE: "in the prediction only: DSC and NSD are 0, distances undefined and not in a mean",
     BOTH_EMPTY: "in neither: nothing is defined, nothing enters a mean",
+    NOT_ANNOTATED: "nobody looked for it in this reference: nothing is defined, nothing enters a mean",
 }
 
 Ids = int | Sequence[int]

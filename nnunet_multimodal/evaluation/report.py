@@ -12,8 +12,7 @@ import numpy as np
 from nnunet_multimodal.conversion.images import SUFFIXES, Volume, compare_geometry, read_volume, written_whole
 from nnunet_multimodal.errors import DataProblem
 from nnunet_multimodal.evaluation.cases import Case, Settings, describe_grids, read_prediction, read_reference
-from nnunet_multimodal.evaluation.measures import BOTH_EMPTY
-from nnunet_multimodal.evaluation.terminal import probability, share_below
+from nnunet_multimodal.evaluation.terminal import describe_unannotated, probability, share_below
 
 WORST = 6
 _TEMPLATE = "report.html.jinja"
@@ -37,6 +36,7 @@ def write_report(
         .render(
             content=content,
             plots=_plots(content),
+            unannotated=describe_unannotated(content),
             worst=_worst(content, {case.name: case for case in cases}, settings, images),
             tolerances=describe_tolerances(settings.tolerances),
         )
@@ -83,7 +83,7 @@ def _worst(
 
     of_cases = []
     for case in content["cases"]:
-        organs = [(m["dsc"], m["nsd"], name) for name, m in case["organs"].items() if m["status"] != BOTH_EMPTY]
+        organs = [(m["dsc"], m["nsd"], name) for name, m in case["organs"].items() if m["dsc"] is not None]
         if organs and case["prediction"] is not None and not case["failed"]:
             of_cases.append((*min(organs), case))
     worst = []

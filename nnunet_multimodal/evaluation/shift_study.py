@@ -20,7 +20,7 @@ from nnunet_multimodal.errors import DataProblem, UsageError
 from nnunet_multimodal.evaluation.cases import Case, CaseResult, Settings
 from nnunet_multimodal.evaluation.compare import case_result
 from nnunet_multimodal.evaluation.evaluate import evaluate_all, versions
-from nnunet_multimodal.evaluation.measures import FALSE_POSITIVE, MISSED
+from nnunet_multimodal.evaluation.measures import FALSE_POSITIVE, MISSED, NOT_ANNOTATED
 from nnunet_multimodal.evaluation.output import all_or_none, plain, write_csv
 from nnunet_multimodal.evaluation.shift_curves import NONE, curve_of, severity_at_loss
 from nnunet_multimodal.evaluation.shift_report import Example, write_report
@@ -30,6 +30,7 @@ from nnunet_multimodal.evaluation.surfaces import DEFINITIONS
 COLUMNS = (
     "shift", "level", "severity", "unit", "scope", "name", "organ", "cases", "dsc_mean", "dsc_sd", "dsc_n",
     "dsc_change", "nsd_mean", "nsd_sd", "nsd_n", "nsd_change", "hd95_mm_mean", "asd_mm_mean", MISSED, FALSE_POSITIVE,
+    NOT_ANNOTATED,
 )  # fmt: skip
 CASE_COLUMNS = (
     "shift", "level", "severity", "case", "modality", "organ", "dsc", "nsd", "hd95_mm", "asd_mm", "volume_ref_ml",

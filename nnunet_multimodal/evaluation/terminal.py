@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_multimodal.conversion.dataset import LISTED, first_names
-from nnunet_multimodal.evaluation.measures import FALSE_POSITIVE, MISSED
+from nnunet_multimodal.evaluation.measures import FALSE_POSITIVE, MISSED, NOT_ANNOTATED
 from nnunet_multimodal.evaluation.summary import ALL_CASES, ALL_ORGANS, find_row
 
 
@@ -34,6 +34,7 @@ def describe(content: Mapping[str, Any]) -> tuple[str, list[str]]:
     if counts[MISSED] or counts[FALSE_POSITIVE]:
         note = f"missed: {counts[MISSED]}; found where the reference has none: {counts[FALSE_POSITIVE]}"
         lines.append(f"{note} (DSC and NSD 0, no distances)")
+    lines += describe_unannotated(content)
     if content.get("sides"):
         lines.append(f"left and right: {describe_sides(content['sides'])}")
     return "\n".join(line.rstrip() for line in lines), _problems(content)
@@ -68,13 +69,22 @@ def describe_comparison(content: Mapping[str, Any]) -> tuple[str, list[str]]:
         lines[0] += f"; cases with a DSC below {below:g}"
     problems = [f"{name}: {problem}" for name, each in models.items() for problem in _problems(each)]
     odd = [f"{name}: left and right: {describe_sides(each['sides'])}" for name, each in models.items() if each["sides"]]
-    return "\n".join(line.rstrip() for line in [*lines, *aligned(table), *odd]), problems
+    lines += [*aligned(table), *describe_unannotated(next(iter(models.values()))), *odd]
+    return "\n".join(line.rstrip() for line in lines), problems
 
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in table]
+
+
+def describe_unannotated(content: Mapping[str, Any]) -> list[str]:
+    """``not annotated, in no mean: spleen in 2 cases``; nothing where all is."""
+    rows = [row for row in content["summary"] if row["scope"] == "all" and row["organ"] != ALL_ORGANS]
+    found = [(row["organ"], row[NOT_ANNOTATED]) for row in rows if row.get(NOT_ANNOTATED)]
+    said = [f"{organ} in {count} case{'s' * (count > 1)}" for organ, count in found]
+    return [f"not annotated, in no mean: {first_names(said)}"] if said else []
 
 
 def probability(p: float | None) -> str:

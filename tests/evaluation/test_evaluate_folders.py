@@ -412,7 +412,10 @@ def test_a_broken_dataset_json_matters_only_where_it_is_needed(folders):
     (folders[0] / "dataset.json").write_text("{")
     content = run(folders)
     assert "not valid JSON" in content["notes"][0] and content["mean"]["dsc"] is not None
-    assert run(folders, modality_pattern="^(?P<modality>[^/]+)/", in_distribution=["T1"])["notes"] == []
+    (note,) = run(folders, modality_pattern="^(?P<modality>[^/]+)/", in_distribution=["T1"])["notes"]
+    assert note.startswith("no case_labels are taken from dataset.json: ")
+    told = {"modality_pattern": "^(?P<modality>[^/]+)/", "case_labels": "none"}
+    assert run(folders, in_distribution=["T1"], **told)["notes"] == []
     for needed in ({"labels": None}, {"in_distribution": ["T1"]}):
         with pytest.raises(UsageError, match="not valid JSON"):
             run(folders, **needed)

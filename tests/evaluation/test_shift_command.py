@@ -345,3 +345,17 @@ def test_channels_that_are_images(work: Path, model: Path, monkeypatch, names, t
     assert seen == [None, shifted]
     (work / "in/a_0001.nii.gz").unlink()
     assert shift(work, folder, "bias", "--levels", "1") == 4
+
+
+def test_what_a_reference_does_not_annotate_is_in_no_curve(work: Path, model: Path, capsys) -> None:
+    told = work / "annotated.json"
+    told.write_text(json.dumps({"mr_a": ["liver", "spine"], "mr_b": ["liver"]}), encoding="utf-8")
+    assert shift(work, model, "noise", "--levels", "1", "--case-labels", str(told), "--no-report") == 0
+    rows = rows_of(result(work), shift="noise", scope="all")
+    assert {row["organ"]: row["not_annotated"] for row in rows} == {
+        "all organs": 5, "spine": 1, "left_kidney": 2, "right_kidney": 2, "liver": 0,
+    }  # fmt: skip
+    told.write_text(json.dumps({"mr_a": ["liver"]}), encoding="utf-8")
+    capsys.readouterr()
+    assert shift(work, model, "noise", "--levels", "1", "--case-labels", str(told), "--no-report") == 2
+    assert "holds a study with not_annotated" in capsys.readouterr().err
