@@ -286,6 +286,11 @@ def suggest(name: str) -> str | None:
     return by_lower_case[close[0]] + (f"_{epochs}epochs" if epochs else "")
 
 
+def is_stock(name: str) -> bool:
+    """Whether it is nnU-Net's own trainer, perhaps of another length: nnUNetTrainer, nnUNetTrainer_250epochs."""
+    return split_length(name)[0] == "nnUNetTrainer"
+
+
 def require_trainer(name: str) -> TrainerEntry:
     """The entry of a trainer that the user named; UsageError with the nearest name for one that does not exist."""
     parsed = parse_trainer_name(name)

@@ -149,11 +149,7 @@ def merged_checkpoint(adapted: Adapted, modality: str | None) -> dict[str, Any]:
         UsageError: there is no such adapter, or shares are learned image by image.
     """
     network = adapted.network
-    if isinstance(network, LearnedMixture):
-        raise UsageError(
-            "the shares of a learned mixture differ from image to image: no plain network answers like it. Predict "
-            "with nnunet_multimodal predict or nnUNetv2_predict."
-        )
+    _require_mergeable(network)
     if isinstance(network, ModalityMixture):
         merge_adapter(network, adapter_of(network, modality))
     elif modality is not None:
@@ -161,7 +157,8 @@ def merged_checkpoint(adapted: Adapted, modality: str | None) -> dict[str, Any]:
     else:
         merge_lora(network)
     plain = stock_network(adapted.plans, adapted.configuration, adapted.dataset_json)
-    weights = {key: value for key, value in network.state_dict().items() if key in plain.state_dict()}
+    own = plain.state_dict()
+    weights = {key: value for key, value in network.state_dict().items() if key in own}
     plain.load_state_dict(weights)
     return {
         "network_weights": plain.state_dict(),
@@ -178,6 +175,14 @@ def merged_checkpoint(adapted: Adapted, modality: str | None) -> dict[str, Any]:
         "trainer_name": STOCK,
         **adapted.about,
     }
+
+
+def _require_mergeable(network: nn.Module) -> None:
+    if isinstance(network, LearnedMixture):
+        raise UsageError(
+            "the shares of a learned mixture differ from image to image: no plain network answers like it, so that it "
+            "is neither merged nor exported. Predict with nnunet_multimodal predict or nnUNetv2_predict."
+        )
 
 
 def adapter_of(network: ModalityMixture, modality: str | None) -> str | None:
@@ -253,7 +258,9 @@ def write_adapter(adapted: Adapted, path: Path, overwrite: bool) -> tuple[int, i
 
     Raises:
         DataProblem: there is such a file.
+        UsageError: of a learned mixture, which ``apply_adapter`` could not be merged for.
     """
+    _require_mergeable(adapted.network)
     if path.is_dir() or path.is_symlink() or (path.exists() and not overwrite):
         raise DataProblem(f"-o {path} exists. Choose another file{'' if path.is_dir() else ', or --overwrite'}.")
     content = {

@@ -24,10 +24,11 @@ from nnunet_multimodal.adaptation.base_model import BaseModel, read_object
 from nnunet_multimodal.conversion.dataset import write_json
 from nnunet_multimodal.data.modality import first_names
 from nnunet_multimodal.errors import DataProblem, UsageError
-from nnunet_multimodal.registry import require_trainer
+from nnunet_multimodal.registry import is_stock, require_trainer
 from nnunet_multimodal.trainers.settings import SECTION
 from nnunet_multimodal.trainers.transfer import names_of
 
+CT = "CTNormalization"
 MOA = "nnUNetTrainerMoA"
 
 
@@ -54,6 +55,7 @@ def move_plans(
     trainer: str,
     settings: Mapping[str, Any],
     normalisation: str | None = None,
+    fingerprint: Path | None = None,
 ) -> Moved:
     """The model's plans of its configuration for another data set.
 
@@ -65,6 +67,7 @@ def move_plans(
         settings: of the section nnunet_multimodal, beside the starting model; those that the trainer does not have
             are left out.
         normalisation: ``base`` or ``target``, where they differ; None takes the target's, with a note.
+        fingerprint: of the target, by nnU-Net; read only if its intensities are needed.
 
     Raises:
         UsageError, DataProblem: model, data set and trainer do not fit together.
@@ -77,9 +80,11 @@ def move_plans(
     plans = {key: value for key, value in base.plans.items() if key not in ("configurations", "continue_training")}
     moved = Moved({**copy.deepcopy(plans), "dataset_name": dataset_name, "plans_name": plans_name})
     _check_channels(base, dataset_json, dataset_name, moved)
-    _check_classes(base, dataset_json, dataset_name, moved)
+    _check_classes(base, dataset_json, dataset_name, trainer, moved)
+    _check_harmonised(base, dataset_json, dataset_name, trainer, moved)
     moved.plans["image_reader_writer"] = _reader(base, dataset_json, dataset_name, moved)
-    _normalise(base, dataset_json, dataset_name, configuration, trainer, normalisation, moved)
+    _normalise(base, dataset_json, dataset_name, configuration, trainer, normalisation, fingerprint, moved)
+    configuration.pop("next_stage", None)  # of a cascade: these plans have no other configuration
     configuration["data_identifier"] = f"{plans_name}_{base.configuration}"
     known = settings_of_trainer(trainer)
     if SECTION in configuration:
@@ -92,7 +97,7 @@ def move_plans(
 
 def settings_of_trainer(trainer: str) -> set[str]:
     """The settings that a trainer reads; a stock trainer reads none."""
-    if trainer == "nnUNetTrainer":
+    if is_stock(trainer):
         return set()
     entry = require_trainer(trainer)
     return set(getattr(importlib.import_module(entry.module), entry.name).settings_defaults)
@@ -129,16 +134,17 @@ def _check_channels(base: BaseModel, dataset_json: Mapping[str, Any], name: str,
             f"the model takes {len(ours)} channels ({first_names([*ours])}), {name} has {len(theirs)} "
             f"({first_names([*theirs])}): input channels found {len(theirs)}, expected {len(ours)}."
         )
-    if set(ours) == set(theirs) and ours != theirs:
+    moved_away = [each for at, each in enumerate(ours) if each in theirs and theirs[at] != each]
+    if moved_away:
         raise DataProblem(
-            f"the model takes the channels {', '.join(ours)}, {name} has them in another order: {', '.join(theirs)}. "
-            "Rename the files and channel_names, so that they stand in the model's order."
+            f"the model takes the channels {', '.join(ours)}, {name} has {first_names(moved_away)} at another place: "
+            f"{', '.join(theirs)}. Rename the files and channel_names, so that they stand in the model's order."
         )
     if ours != theirs:
         moved.notes.append(f"channels: {', '.join(ours)} in the model, {', '.join(theirs)} here")
 
 
-def _check_classes(base: BaseModel, dataset_json: Mapping[str, Any], name: str, moved: Moved) -> None:
+def _check_classes(base: BaseModel, dataset_json: Mapping[str, Any], name: str, trainer: str, moved: Moved) -> None:
     theirs, ours = names_of(base.dataset_json).outputs or (), names_of(dataset_json).outputs or ()
     if not ours:
         raise DataProblem(f"the labels of {name} cannot be read: {dataset_json.get('labels')!r}.")
@@ -152,6 +158,33 @@ def _check_classes(base: BaseModel, dataset_json: Mapping[str, Any], name: str, 
         moved.warnings.append(
             f"no class of {name} is one of the model's: its output layers begin anew. Are names spelled differently?"
         )
+    if not trainer.startswith(MOA):
+        return
+    kinds = ["regions, which overlap" if "background" not in each else "labels" for each in (theirs, ours)]
+    if kinds[0] != kinds[1]:
+        raise UsageError(
+            f"the model answers with {kinds[0]}, {name} has {kinds[1]}: {MOA} could not answer the model's own images "
+            "as before. Take nnUNetTrainerLoRA, or describe both in the same way."
+        )
+    if gone:
+        moved.warnings.append(
+            f"{name} lacks {first_names(gone)}: the mixture does not answer with it, not on the model's own images "
+            "either, where another class may take its place. Name it in dataset.json, even if no case has it."
+        )
+
+
+def _check_harmonised(base: BaseModel, dataset_json: Mapping[str, Any], name: str, trainer: str, moved: Moved) -> None:
+    """Images were prepared alike before nnU-Net saw them."""
+    model, data = ((each.get(SECTION) or {}).get("harmonise") for each in (base.dataset_json, dataset_json))
+    if model == data:
+        return
+    message = (
+        f"intensities: those of the model's images were {'harmonised' if model else 'left as they are'}, those of "
+        f"{name} were {'harmonised' if data else 'not'} (convert mixed --harmonise)"
+    )
+    if trainer.startswith(MOA):
+        raise DataProblem(f"{message}. A mixture prepares all its images alike: convert the data set as the model's.")
+    moved.warnings.append(message)
 
 
 def _reader(base: BaseModel, dataset_json: Mapping[str, Any], name: str, moved: Moved) -> str:
@@ -183,13 +216,14 @@ def _normalise(
     configuration: dict[str, Any],
     trainer: str,
     wanted: str | None,
+    fingerprint: Path | None,
     moved: Moved,
 ) -> None:
     """Which normalisation the images get: one for all, the model's for a model of several modalities."""
     schemes: Sequence[str] = configuration["normalization_schemes"]
     target = [get_normalization_scheme(channel).__name__ for channel in names_of(dataset_json).inputs or ()]
     if trainer.startswith(MOA):
-        if "CTNormalization" in schemes:
+        if CT in schemes:
             raise DataProblem(
                 f"the model of {base.name} was trained on images normalised as CT (clipped to a range in HU), which "
                 "makes nothing of MR, and a mixture of adapters has one normalisation for all its images. Train the "
@@ -200,13 +234,19 @@ def _normalise(
             raise UsageError(f"{MOA} needs the model's normalisation, or its own images would be answered otherwise.")
         wanted = "base"
     if target == list(schemes):
-        if "CTNormalization" in schemes:
+        if CT in schemes:
             moved.notes.append(f"normalisation: CT, by the range in HU of {base.name}")
         return
     shown = f"{', '.join(schemes)} in the model, {', '.join(target)} by the channel names of {name}"
     if wanted == "base":
         moved.notes.append(f"normalisation: {shown}; the model's is kept")
         return
+    clipped = [at for at, (new, old) in enumerate(zip(target, schemes)) if new == CT != old]
+    if clipped:
+        ranges = _ranges(fingerprint, name, shown)
+        known = PlansManager(moved.plans).foreground_intensity_properties_per_channel
+        own = {str(at): ranges[str(at)] for at in clipped}
+        moved.plans["foreground_intensity_properties_per_channel"] = {**known, **own}
     configuration["normalization_schemes"] = target
     configuration["use_mask_for_norm"] = [
         used and new == old for used, new, old in zip(configuration["use_mask_for_norm"], target, schemes)
@@ -215,3 +255,14 @@ def _normalise(
         f"normalisation: {shown}; the latter is taken, so that the adapted model is one for {name} alone"
         + (": it cannot predict the model's own images any more" if wanted is None else "")
     )
+
+
+def _ranges(fingerprint: Path | None, name: str, shown: str) -> dict[str, Any]:
+    """The intensities of each channel of the target, which a model that was not clipped to them knows nothing of."""
+    if fingerprint is None or not fingerprint.is_file():
+        raise UsageError(
+            f"normalisation: {shown}; the range in HU of {name} has not been measured yet. First: "
+            f"nnUNetv2_extract_fingerprint -d {name}; or keep the model's: --normalisation base"
+        )
+    ranges: dict[str, Any] = read_object(fingerprint)["foreground_intensity_properties_per_channel"]
+    return ranges

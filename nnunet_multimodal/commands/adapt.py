@@ -33,6 +33,7 @@ nnunet_multimodal adapt --merge RESULTS/Dataset605_MR/nnUNetTrainerLoRA__nnUNetP
 nnunet_multimodal adapt --export LORA_MODEL -o mr_adapter.pt -f 0
 nnunet_multimodal adapt --merge mr_adapter.pt --from CT_MODEL -o MR_MODEL"""
 
+FINGERPRINT = "dataset_fingerprint.json"
 LORA, MOA = "nnUNetTrainerLoRA", "nnUNetTrainerMoA"
 
 
@@ -86,9 +87,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from nnunet_multimodal.registry import require_trainer
+    from nnunet_multimodal.registry import is_stock, require_trainer
 
-    if args.trainer.split("_")[0] != "nnUNetTrainer":
+    if not is_stock(args.trainer):
         require_trainer(args.trainer)
     raw = find_raw_dataset(args.dataset)
     preprocessed = require_nnunet_path("nnUNet_preprocessed") / raw.name
@@ -105,7 +106,8 @@ def _prepare(args: argparse.Namespace) -> int:
     if name == base.plans["plans_name"] and raw.name == base.name:
         raise UsageError(f"-p {name}: these are the model's own plans. Take another name.")
     settings = _settings(args, dataset_json)
-    moved = move_plans(base, dataset_json, raw.name, name, args.trainer, settings, args.normalisation)
+    fingerprint = preprocessed / FINGERPRINT
+    moved = move_plans(base, dataset_json, raw.name, name, args.trainer, settings, args.normalisation, fingerprint)
     _check_settings(moved.plans, base.configuration, dataset_json, args.trainer, moved.notes)
     written = write_plans(moved, raw, preprocessed, args.overwrite)
     if base.model.message:
@@ -166,13 +168,13 @@ def _check_settings(
 
 
 def _print_next(dataset: str, base: Any, plans: str, trainer: str, preprocessed: Path) -> None:
+    from nnunet_multimodal.registry import is_stock
+
     number, configuration = _number(dataset), base.configuration
     model = f"-tr {trainer} -p {plans}"
-    lines = (
-        [] if (preprocessed / "dataset_fingerprint.json").exists() else [f"nnUNetv2_extract_fingerprint -d {number}"]
-    )
+    lines = [] if (preprocessed / FINGERPRINT).exists() else [f"nnUNetv2_extract_fingerprint -d {number}"]
     lines.append(f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {configuration}")
-    if trainer == "nnUNetTrainer":  # which knows no settings
+    if is_stock(trainer):  # which knows no settings
         lines.append(
             f"nnUNetv2_train {number} {configuration} 0 {model} -pretrained_weights {shlex.quote(str(base.model.file))}"
         )
@@ -188,8 +190,12 @@ def _print_next(dataset: str, base: Any, plans: str, trainer: str, preprocessed:
 def _merge(args: argparse.Namespace) -> int:
     use_own_trainers()
     from nnunet_multimodal.adaptation.models import apply_adapter, merged_checkpoint, require_free, write_model
+    from nnunet_multimodal.data.modality import SECTION
 
     require_free(args.output, args.overwrite)
+    for source in filter(None, (args.merge, args.base)):
+        if source.is_dir() and args.output.resolve() in (source.resolve(), source.resolve().parent):
+            raise UsageError(f"-o {args.output} is the model that is read: it would be lost. Choose another -o.")
     messages: list[str] = []
     if args.merge.is_file() and args.merge.suffix != ".zip" and args.base is not None:
         if args.folds is not None:
@@ -207,16 +213,19 @@ def _merge(args: argparse.Namespace) -> int:
         print(message)
     folds = " ".join(str(each.fold) for each in adapted)
     print(f"merged: fold {folds} of {adapted[0].trainer} to nnUNetTrainer in {args.output}")
-    print(f"Next: nnUNetv2_predict_from_modelfolder -i IMAGES -o OUT -m {shlex.quote(str(args.output))} -f {folds}")
+    model = f"-i IMAGES -o OUT -m {shlex.quote(str(args.output))} -f {folds}"
+    if (adapted[0].dataset_json.get(SECTION) or {}).get("harmonise"):  # of which nnU-Net's own command knows nothing
+        print(f"Next: nnunet_multimodal predict {model} --modality NAME")
+    else:
+        print(f"Next: nnUNetv2_predict_from_modelfolder {model}")
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
     use_own_trainers()
-    from nnunet_multimodal.adaptation.base_model import model_folder
-    from nnunet_multimodal.adaptation.models import folds_of, write_adapter
+    from nnunet_multimodal.adaptation.models import write_adapter
 
-    folds = args.folds or folds_of(model_folder(args.export))
+    folds = _folds(args, args.export)
     if len(folds) != 1:
         raise UsageError(f"a file holds one fold: choose with -f one of {', '.join(folds)}.")
     messages: list[str] = []
@@ -228,17 +237,24 @@ def _export(args: argparse.Namespace) -> int:
     print(
         f"written: {args.output}, {size / 1e6:.2f} MB, {100 * size / model:.1f} % of the model's {model / 1e6:.1f} MB"
     )
-    print(f"Next: nnunet_multimodal adapt --merge {args.output} --from BASE_MODEL -o OUT")
+    print(f"Next: nnunet_multimodal adapt --merge {shlex.quote(str(args.output))} --from BASE_MODEL -o OUT")
     return 0
 
 
 def _read(args: argparse.Namespace, folder: Path, messages: list[str]) -> list[Any]:
+    from nnunet_multimodal.adaptation.models import read_adapted
+
+    return [read_adapted(folder, fold, args.checkpoint, messages) for fold in _folds(args, folder)]
+
+
+def _folds(args: argparse.Namespace, folder: Path) -> list[str]:
+    """Those that the user names, by -f or by the folder of one; else all that were trained."""
     from nnunet_multimodal.adaptation.base_model import model_folder
-    from nnunet_multimodal.adaptation.models import folds_of, read_adapted
+    from nnunet_multimodal.adaptation.models import folds_of
 
     root = model_folder(folder)
-    folds = args.folds or ([folder.name.removeprefix("fold_")] if root != folder else folds_of(root))
-    return [read_adapted(root, fold, args.checkpoint, messages) for fold in folds]
+    named = [folder.name.removeprefix("fold_")] if root != folder else folds_of(root)
+    return args.folds or named
 
 
 def _number(dataset: str) -> str:

@@ -58,13 +58,17 @@ def base_model(
     scheme: str = "ZScoreNormalization",
     reader: str = "NibabelIOWithReorient",
     fold: int | str = 0,
+    own: Any = None,
+    **description: Any,
 ) -> Path:
+    """A model of nnUNetTrainer; ``own`` changes its plans' configuration, ``description`` its dataset.json."""
     plans = tiny_plans(2, 1, {})
     del plans["configurations"]["2d"]["nnunet_multimodal"]
     plans["image_reader_writer"] = reader
     plans["configurations"]["2d"]["normalization_schemes"] = [scheme]
     plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] = FEATURES
-    dataset = tiny_dataset(LORA, organs or {"liver": 1, "spleen": 2}) | {"channel_names": {"0": channel}}
+    plans["configurations"]["2d"] |= own or {}
+    dataset = tiny_dataset(LORA, organs or {"liver": 1, "spleen": 2}) | {"channel_names": {"0": channel}} | description
     return save_model(nnUNetTrainer, plans, dataset, fold)
 
 
@@ -179,6 +183,57 @@ def test_a_ct_model_and_mr_images_have_each_their_normalisation(capsys: pytest.C
     assert "normalisation: CT, by the range in HU of Dataset601_Tiny" in capsys.readouterr().out
 
 
+def test_a_range_in_hu_is_the_data_sets_own_where_the_model_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model of MR, whose intensities say nothing about CT."""
+    base = base_model(channel="MR")
+    target(channel="CT")
+    words = ["--from", str(base), "-d", "605"]
+    said = failed(words, capsys, 2)
+    assert "has not been measured yet. First: nnUNetv2_extract_fingerprint" in said and "--normalisation base" in said
+    assert not Path(os.environ["nnUNet_preprocessed"], TARGET).exists()
+    assert main(["adapt", *words, "-p", "Kept", "--normalisation", "base"]) == 0
+    assert plans_of("Kept")["configurations"]["2d"]["normalization_schemes"] == ["ZScoreNormalization"]
+    own = {"0": {"mean": 60.0, "std": 20.0, "percentile_00_5": -50.0, "percentile_99_5": 200.0}}
+    path = Path(os.environ["nnUNet_preprocessed"], TARGET, "dataset_fingerprint.json")
+    path.write_text(json.dumps({"foreground_intensity_properties_per_channel": own}), encoding="utf-8")
+    assert main(["adapt", *words]) == 0
+    plans = plans_of()
+    assert plans["configurations"]["2d"]["normalization_schemes"] == ["CTNormalization"]
+    assert plans["foreground_intensity_properties_per_channel"] == own
+
+
+def test_of_a_cascade_the_first_stage_stands_alone() -> None:
+    """Its plans have no second stage, which the validation at a training's end would look for."""
+    target()
+    assert main(["adapt", "--from", str(base_model(own={"next_stage": "3d_cascade_fullres"})), "-d", "605"]) == 0
+    assert "next_stage" not in plans_of()["configurations"]["2d"]
+
+
+def test_images_that_were_harmonised_and_others_that_were_not(capsys: pytest.CaptureFixture[str]) -> None:
+    base = base_model(nnunet_multimodal={"harmonise": "paper"})
+    target()
+    assert main(["adapt", "--from", str(base), "-d", "605"]) == 0
+    assert "those of the model's images were harmonised, those of Dataset605_Target were not" in capsys.readouterr().err
+    words = ["--from", str(base), "-d", "605", "-tr", MOA, "--base-modality", "CT", "--modality", "MR"]
+    assert "A mixture prepares all its images alike" in failed(words, capsys, 4)
+    target(nnunet_multimodal={"harmonise": "paper"})
+    assert main(["adapt", *words, "--overwrite"]) == 0
+
+
+def test_classes_that_a_mixture_cannot_answer_as_before(capsys: pytest.CaptureFixture[str]) -> None:
+    base = base_model()
+    words = ["--from", str(base), "-d", "605", "--overwrite"]
+    moa = ["-tr", MOA, "--base-modality", "CT", "--modality", "MR"]
+    target({"liver": 1})
+    assert main(["adapt", *words]) == 0 and "lacks" not in capsys.readouterr().err
+    assert main(["adapt", *words, *moa]) == 0
+    assert "Dataset605_Target lacks spleen: the mixture does not answer with it" in capsys.readouterr().err
+    target(labels={"background": 0, "both": [1, 2], "spleen": 2}, regions_class_order=[1, 2])
+    assert main(["adapt", *words]) == 0
+    said = failed([*words, *moa], capsys, 2)
+    assert "the model answers with labels, Dataset605_Target has regions" in said
+
+
 def test_a_mixture_is_told_what_is_new(capsys: pytest.CaptureFixture[str]) -> None:
     base = base_model()
     target()
@@ -213,6 +268,11 @@ def test_full_fine_tuning_and_other_trainers_get_what_they_take(capsys: pytest.C
     assert main(["adapt", *words, "-tr", "nnUNetTrainer"]) == 0
     checkpoint = base / "fold_0/checkpoint_final.pth"
     assert f"-tr nnUNetTrainer -p nnUNetPlansFrom601 -pretrained_weights {checkpoint}" in capsys.readouterr().out
+    assert main(["adapt", *words, "-tr", "nnUNetTrainer_250epochs"]) == 0
+    assert f"-tr nnUNetTrainer_250epochs -p nnUNetPlansFrom601 -pretrained_weights {checkpoint}" in (
+        capsys.readouterr().out
+    )
+    assert "Unknown trainer 'nnUNetTrainer_fast'" in failed([*words, "-tr", "nnUNetTrainer_fast"], capsys, 2)
     assert main(["adapt", *words, "-tr", "nnUNetTrainerMRSegmentator", "--rank", "3"]) == 0
     assert plans_of()["configurations"]["2d"]["nnunet_multimodal"] == {"starting_model": str(base.resolve())}
     assert "Did you mean nnUNetTrainerLoRA" in failed([*words, "-tr", "nnUNetTrainerLORA"], capsys, 2)
@@ -231,6 +291,16 @@ def test_a_data_set_that_does_not_fit(
     target(**change)
     assert message in failed(["--from", str(base_model()), "-d", "605"], capsys, code)
     assert not Path(os.environ["nnUNet_preprocessed"], TARGET).exists(), "nothing was written"
+
+
+def test_a_channel_at_another_place_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not only where both have the same channels."""
+    two = {"normalization_schemes": ["ZScoreNormalization"] * 2, "use_mask_for_norm": [False] * 2}
+    base = base_model(own=two, channel_names={"0": "T1", "1": "T2"})
+    target(channel_names={"0": "T2", "1": "PD"})
+    assert "has T2 at another place: T2, PD" in failed(["--from", str(base), "-d", "605"], capsys, 4)
+    target(channel_names={"0": "PD", "1": "T2"})
+    assert main(["adapt", "--from", str(base), "-d", "605"]) == 0
 
 
 def test_no_class_in_common_is_likely_a_spelling(capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,6 +435,9 @@ def test_an_existing_model_is_not_overwritten(tmp_path: Path, capsys: pytest.Cap
         [*words, str(other), "--overwrite"], capsys, 4
     )
     assert (other / "picture.jpg").exists()
+    for model in (adapted, adapted / "fold_0"):
+        said = failed(["--merge", str(model), "-o", str(adapted), "--overwrite"], capsys, 2)
+        assert "is the model that is read" in said and (adapted / "fold_0/checkpoint_final.pth").exists()
     file = tmp_path / "adapter.pt"
     assert main(["adapt", "--export", str(adapted), "-o", str(file)]) == 0
     assert "or --overwrite" in failed(["--export", str(adapted), "-o", str(file)], capsys, 4)
@@ -385,6 +458,9 @@ def test_a_merged_model_is_nnunets_own_and_answers_the_same(tmp_path: Path) -> N
         assert checkpoint["trainer_name"] == "nnUNetTrainer"
         torch.testing.assert_close(logits(output, x, fold), logits(adapted, x, fold), atol=1e-5, rtol=1e-5)
         assert not torch.allclose(logits(output, x, fold), logits(base, x), atol=1e-2)
+    file = tmp_path / "adapter.pt"
+    assert main(["adapt", "--export", str(adapted / "fold_1"), "-o", str(file)]) == 0, "the fold that was named"
+    assert torch.load(file, weights_only=True)["fold"] == 1
     plans = json.loads((output / "plans.json").read_text(encoding="utf-8"))
     assert "nnunet_multimodal" not in json.dumps(plans)
     target()
@@ -407,6 +483,9 @@ def test_what_cannot_be_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str
     learned = adapted_model(f"{MOA}_learned", base)
     words = ["-o", str(tmp_path / "merged")]
     assert "differ from image to image" in failed(["--merge", str(learned), *words], capsys, 2)
+    file = tmp_path / "learned.pt"
+    assert "neither merged nor exported" in failed(["--export", str(learned), "-o", str(file)], capsys, 2)
+    assert not file.exists()
     lora = adapted_model(LORA, base)
     assert "Leave it out" in failed(["--merge", str(lora), "--modality", "MR", *words], capsys, 2)
     moa = adapted_model(MOA, base, 0, "--base-modality", "CT", "--modality", "MR")
