@@ -11,6 +11,7 @@ from nnunet_multimodal.errors import DataProblem
 
 SECTION = "nnunet_multimodal"  # the key of dataset.json; never "modality", which nnU-Net reads
 LISTED = 10  # names shown in a message
+_OTHER_NAME = {"mri": "mr", "mr": "mri"}  # the two spellings of one thing that people mix up
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,15 @@ class ModalityTable:
         """The cases of each modality, in the order of ``modalities``; a modality may be empty."""
         cases = list(cases)
         return {name: [case for case in cases if self.case_modality[case] == name] for name in self.modalities}
+
+
+def known_spelling(name: str, known: Iterable[str]) -> str | None:
+    """How ``known`` spells a modality: ``mr``, ``MRI`` -> ``MR``; None if it is none of them."""
+    known = list(known)
+    if name in known:
+        return name
+    folded = {each.casefold(): each for each in known}
+    return folded.get(name.casefold()) or folded.get(_OTHER_NAME.get(name.casefold(), ""))
 
 
 def has_table(dataset_json: Mapping[str, Any]) -> bool:

@@ -6,10 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nnunet_multimodal.conversion.dataset import first_names
+from nnunet_multimodal.data.modality import first_names, known_spelling
 from nnunet_multimodal.errors import UsageError
-
-_OTHER_NAME = {"mri": "mr", "mr": "mri"}  # the two spellings of one thing that people mix up
 
 
 def match_modality(name: str, known: Sequence[str], where: str) -> str:
@@ -23,12 +21,12 @@ def match_modality(name: str, known: Sequence[str], where: str) -> str:
     Raises:
         UsageError: the model does not know it; names the nearest and all that it knows.
     """
-    if name in known or not known:
+    if not known:
         return name
+    spelling = known_spelling(name, known)
+    if spelling is not None:
+        return spelling
     folded = {each.casefold(): each for each in known}
-    for spelling in (name.casefold(), _OTHER_NAME.get(name.casefold(), "")):
-        if spelling in folded:
-            return folded[spelling]
     close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
     hint = f" Did you mean {folded[close[0]]}?" if close else ""
     raise UsageError(f"{where}: the model does not know the modality '{name}'.{hint} Allowed: {', '.join(known)}.")

@@ -152,7 +152,7 @@ def inject_adapters(
     freeze(network)
 
     def replacement(name: str, layer: nn.Module) -> nn.Module | None:
-        if heads and hasattr(layer, "weight") and re.search(heads, f"{name}."):
+        if heads and hasattr(layer, "weight") and re.search(heads, name):
             return MixtureHead(layer, adapters, gates).requires_grad_(True)
         return MixtureLayer(layer, adapters, rank, scale, gates) if name in wanted else None
 

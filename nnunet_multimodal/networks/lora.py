@@ -197,10 +197,10 @@ def layers_to_adapt(network: nn.Module, layers: str, trained: str) -> list[str]:
 
 
 def freeze(network: nn.Module, trained: str = "", train_norm: bool = False) -> None:
-    """Nothing learns but what ``trained`` finds in a parameter's name and, if wanted, normalisation layers."""
+    """Nothing learns but the layers in whose names ``trained`` is found and, if wanted, normalisation layers."""
     network.requires_grad_(False)
     for name, parameter in network.named_parameters():
-        if trained and re.search(trained, name):
+        if trained and re.search(trained, name.rpartition(".")[0]):
             parameter.requires_grad_(True)
     for module in network.modules():
         if train_norm and isinstance(module, _NORMS):

@@ -8,6 +8,7 @@ from torch import nn
 
 from nnunet_multimodal.data.modality import first_names
 from nnunet_multimodal.errors import UsageError
+from nnunet_multimodal.networks.adapters import MixtureHead
 from nnunet_multimodal.networks.lora import ALL_BUT_HEADS, HEADS, count_parameters, keep_statistics, plain_names
 from nnunet_multimodal.networks.mixture import start_heads
 from nnunet_multimodal.trainers.base import MultimodalTrainer, origin_of
@@ -125,7 +126,9 @@ def start_adapted(network: nn.Module, model: StartingModel, target: Names, plans
         )
     outputs = target.outputs or ()
     new = [name for name in outputs if name not in (model.names.outputs or ())]
-    if new and not any(p.requires_grad for name, p in network.named_parameters() if HEAD_NAMES in name):
+    own_heads = tuple(f"{name}." for name, module in network.named_modules() if isinstance(module, MixtureHead))
+    still = [name for name, p in network.named_parameters() if HEAD_NAMES in name and not p.requires_grad]
+    if new and any(not name.startswith(own_heads) for name in still):
         raise UsageError(
             f"the starting model does not know {first_names(new)}, and its output layers are frozen. Set "
             f"'trained_layers' to {HEADS!r} in the plans' section nnunet_multimodal."

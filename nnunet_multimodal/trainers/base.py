@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import isfile, join, save_json
+from batchgenerators.utilities.file_and_folder_operations import isfile, join, load_json, save_json
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
@@ -136,7 +137,8 @@ class MultimodalTrainer(nnUNetTrainer):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def on_train_start(self) -> None:
-        """Loads the starting model, if any, then nnU-Net's own start."""
+        """Loads the starting model, if any, then nnU-Net's own start, which replaces the result folder's plans."""
+        self._require_same_folds()
         if not self.was_initialized:
             self.initialize()
         if self.settings["starting_model"] is not None and self.current_epoch == 0:
@@ -345,13 +347,36 @@ class MultimodalTrainer(nnUNetTrainer):
         if not self.settled_settings:
             return
         saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["init_args"]["plans"]
-        before = saved["configurations"][self.configuration_name].get(SECTION, {})
+        change = self._change_since(saved)
+        if change:
+            raise UsageError(f"{path} was trained with {change}. Bring that back, or train anew without --c.")
+
+    def _require_same_folds(self) -> None:
+        """All folds of a result folder are predicted by its one plans.json."""
+        folder, path = Path(self.output_folder_base), Path(self.output_folder_base, "plans.json")
+        others = [each.parent for each in sorted(folder.glob("fold_*/checkpoint_*.pth"))]
+        others = [each for each in others if each != Path(self.output_folder)]
+        if not (others and path.is_file()):
+            return
+        change = self._change_since(load_json(str(path)))
+        if change:
+            raise UsageError(
+                f"{others[0]} was trained with {change}: both would be predicted by the latter. Bring the former back, "
+                "give the plans another name (-p), or remove the folds that were trained so."
+            )
+
+    def _change_since(self, plans: dict) -> str | None:
+        """The first setting that gives the weights their meaning and is not as in these plans, in words."""
+        before = _as_written(plans["configurations"].get(self.configuration_name, {}).get(SECTION, {}))
         for key in self.settled_settings:
-            if key in before and before[key] != self.settings[key]:
-                raise UsageError(
-                    f"{path} was trained with {key} {before[key]}; now it is {self.settings[key]}. Bring that back, or "
-                    "train anew without --c."
-                )
+            if key in before and before[key] != _as_written(self.settings[key]):
+                return f"{key} {before[key]}; now it is {self.settings[key]}"
+        return None
+
+
+def _as_written(settings: Any) -> Any:
+    """As they come back from a file, which knows no tuples."""
+    return json.loads(json.dumps(settings))
 
 
 def origin_of(model: StartingModel) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from nnunet_multimodal.data.modality import ModalityTable, has_table
+from nnunet_multimodal.data.modality import ModalityTable, has_table, known_spelling
 from nnunet_multimodal.errors import DataProblem, UsageError
 from nnunet_multimodal.losses.load_balance import LoadBalanceLoss
 from nnunet_multimodal.losses.modality import ModalityLoss
@@ -16,6 +16,7 @@ from nnunet_multimodal.networks.adapters import inject_adapters
 from nnunet_multimodal.networks.mixture import LearnedMixture, ModalityMixture
 from nnunet_multimodal.trainers.adapting import ADAPT, AdaptingTrainer, low_rank_settings
 from nnunet_multimodal.trainers.settings import read_settings
+from nnunet_multimodal.trainers.transfer import StartingModel
 
 GATES = ("modality", "learned")
 
@@ -35,7 +36,7 @@ class nnUNetTrainerMoA(AdaptingTrainer):
         "new_modality": None,  # of all cases, where the data set has no modality table
         "modality_loss": 0.01,
         "experts": 2,  # of a learned gate, beside the identity
-        "top_k": 0,  # of these and the identity only so many; 0: all
+        "top_k": 0,  # of these and the identity only so many, 2 or more; 0: all
         "load_balance": 0.01,
         # written by the trainer, for prediction:
         "modalities": [],
@@ -51,25 +52,37 @@ class nnUNetTrainerMoA(AdaptingTrainer):
         "top_k",
     )
     table: ModalityTable | None = None
+    base_mirroring: tuple[int, ...] | None = None  # axes along which the starting model's predictions are mirrored
 
     def complete_settings(self, dataset_json: dict, plans: dict, configuration: str) -> None:
         """All modalities, the starting model's own first."""
         if self.settings["gate"] not in GATES:
             raise UsageError(f"gate has to be one of {', '.join(GATES)}; found {self.settings['gate']!r}.")
         if self.settings["gate"] == "learned":
+            if self.settings["top_k"] == 1:
+                raise UsageError(
+                    "top_k is 1: the one that is taken gets the whole share, whatever the gate says of it, so that the "
+                    "gate would learn nothing. Take 2 or more, or 0 for all."
+                )
             return
-        base = self.settings["base_modalities"]
-        where = f"dataset.json of {plans['dataset_name']}"
+        where, new = f"dataset.json of {plans['dataset_name']}", self.settings["new_modality"]
         if has_table(dataset_json):
             self.table = ModalityTable.from_dataset_json(dataset_json, where)
             there = list(self.table.modalities)
-        elif self.settings["new_modality"] is not None:
-            there = [self.settings["new_modality"]]
+            if new is not None and known_spelling(new, there) is None:
+                raise UsageError(
+                    f"the cases are {new} by 'new_modality' (--modality), and {', '.join(there)} by the modality table "
+                    f"of {where}. Leave the former out."
+                )
+        elif new is not None:
+            there = [new]
         else:
             raise DataProblem(
                 f"nobody says of which modality the cases are: {where} has no modality table, and the plans' section "
                 f"nnunet_multimodal no 'new_modality'. {ADAPT} -tr nnUNetTrainerMoA --modality MR --base-modality CT"
             )
+        base = list(dict.fromkeys(known_spelling(name, there) or name for name in self.settings["base_modalities"]))
+        self.settings["base_modalities"] = base
         self.settings["modalities"] = [*base, *(name for name in there if name not in base)]
         self.settings["trained_modality"] = there[0] if len(there) == 1 else None
 
@@ -122,6 +135,30 @@ class nnUNetTrainerMoA(AdaptingTrainer):
         if self.settings["gate"] == "learned":
             return LoadBalanceLoss(loss, self.settings["load_balance"])
         return ModalityLoss(loss, self.settings["modality_loss"])
+
+    # --- prediction as the starting model's ---------------------------------------------------------------------------
+
+    def _start_from(self, model: StartingModel) -> None:
+        super()._start_from(model)
+        self.base_mirroring = model.mirroring
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """nnU-Net's; mirrored as before the interruption."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self.base_mirroring = self.inference_allowed_mirroring_axes
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        """Stock; predictions are mirrored along no axis along which the starting model's are not."""
+        configured = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.settings["gate"] == "modality":
+            own, base = self.inference_allowed_mirroring_axes or (), self.base_mirroring or ()
+            self.inference_allowed_mirroring_axes = tuple(axis for axis in own if axis in base) or None
+            if not set(base) <= set(own):
+                self.print_to_log_file(
+                    "the starting model's predictions are means over mirrored images, this model's are not: images of "
+                    f"{', '.join(self.settings['base_modalities'])} are answered alike with --disable_tta"
+                )
+        return configured
 
     # --- whose images ------------------------------------------------------------------------------------------------
 

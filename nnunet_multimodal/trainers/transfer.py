@@ -43,6 +43,7 @@ class StartingModel:
         file: where they were read.
         message: what is to be said of that: another file than the preferred one; None for nothing.
         trainer: that trained it; None where nobody says it.
+        mirroring: axes along which nnU-Net mirrors what it predicts with it; None for none.
     """
 
     weights: dict[str, Tensor]
@@ -50,6 +51,7 @@ class StartingModel:
     file: Path | None = None
     message: str | None = None
     trainer: str | None = None
+    mirroring: tuple[int, ...] | None = None
 
 
 def starting_model(path: Path, fold: int | str | None = None) -> StartingModel:
@@ -63,7 +65,8 @@ def starting_model(path: Path, fold: int | str | None = None) -> StartingModel:
     if "network_weights" not in checkpoint:
         raise DataProblem(f"{file} is no checkpoint of nnU-Net: it has no 'network_weights', but {[*checkpoint][:5]}.")
     names = names_of(checkpoint.get("init_args", {}).get("dataset_json"))
-    return StartingModel(checkpoint["network_weights"], names, file, message, checkpoint.get("trainer_name"))
+    trainer, mirroring = checkpoint.get("trainer_name"), checkpoint.get("inference_allowed_mirroring_axes")
+    return StartingModel(checkpoint["network_weights"], names, file, message, trainer, mirroring)
 
 
 def names_of(dataset_json: Mapping[str, Any] | None) -> Names:

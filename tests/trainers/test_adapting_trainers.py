@@ -105,6 +105,32 @@ def test_the_base_modality_is_answered_as_before_after_training() -> None:
         assert not torch.equal(network(x), base(x))
 
 
+@pytest.mark.parametrize("base", [None, (0,), (0, 1)])
+def test_predictions_are_mirrored_as_the_starting_models(base: tuple[int, ...] | None) -> None:
+    """Else its own images would be answered otherwise; also once the training has been continued."""
+    path = save_starting_model(2, tiny_dataset(MOA))
+    content = torch.load(path, weights_only=False)
+    torch.save(content | {"inference_allowed_mirroring_axes": base}, path)
+    trainer = started(MOA, starting_model=str(path))
+    assert trainer.inference_allowed_mirroring_axes == base
+    latest = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    trainer.save_checkpoint(latest)
+    again: Any = make_trainer(MOA, starting_model=str(path))
+    again.load_checkpoint(latest)
+    again.on_train_start()
+    assert again.inference_allowed_mirroring_axes == base
+
+
+def test_a_starting_model_that_is_mirrored_where_sides_are_not() -> None:
+    sides = {"kidney_left": 1, "kidney_right": 2}
+    path = save_starting_model(2, tiny_dataset(MOA, sides))
+    content = torch.load(path, weights_only=False)
+    torch.save(content | {"inference_allowed_mirroring_axes": (0, 1)}, path)
+    trainer = started(MOA, organs=sides, starting_model=str(path))
+    assert trainer.inference_allowed_mirroring_axes is None
+    assert "images of CT are answered alike with --disable_tta" in log_of(trainer)
+
+
 def test_images_are_told_by_the_table() -> None:
     trainer = started(MOA)
     batch = next(trainer.dataloader_train)
@@ -145,6 +171,22 @@ def test_continued_with_another_scale_is_refused() -> None:
     other: Any = make_trainer(LORA, starting_model=trainer.settings["starting_model"], rank_stabilised=False)
     with pytest.raises(UsageError, match="was trained with rank_stabilised True; now it is False"):
         other.load_checkpoint(path)
+
+
+def test_folds_of_one_result_folder_have_one_scale() -> None:
+    """Its plans.json has one, by which all of them are predicted."""
+    trainer = started(LORA)
+    path = trainer.settings["starting_model"]
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    plans = (Path(trainer.output_folder_base) / "plans.json").read_bytes()
+    for fold, message in ((1, "fold_0 was trained with alpha 8.0; now it is 16.0"), (0, None)):
+        other: Any = make_trainer(LORA, starting_model=path, alpha=16.0, fold=fold)
+        if message is None:
+            other.on_train_start()  # the same fold anew
+            continue
+        with pytest.raises(UsageError, match=message):
+            other.on_train_start()
+        assert (Path(trainer.output_folder_base) / "plans.json").read_bytes() == plans
 
 
 def test_classes_are_found_by_their_names_and_new_ones_are_trained() -> None:
@@ -211,10 +253,23 @@ def test_an_adapted_model_has_to_be_merged_first() -> None:
         started(LORA, starting_model=path)
 
 
-def test_a_new_class_for_frozen_output_layers_is_refused() -> None:
+@pytest.mark.parametrize("name", [LORA, MOA])
+@pytest.mark.parametrize("layers", [{}, {"adapted_layers": "."}])
+def test_a_new_class_for_frozen_output_layers_is_refused(name: str, layers: dict[str, Any]) -> None:
+    """Factors beside them do not make them learn: the new class's row stays random."""
     path = str(save_starting_model(2, tiny_dataset(LORA, {"spleen": 1})))
     with pytest.raises(UsageError, match="does not know liver, and its output layers are frozen"):
-        started(LORA, starting_model=path, trained_layers="")
+        started(name, starting_model=path, trained_layers="", **layers)
+
+
+@pytest.mark.parametrize("name", [LORA, MOA])
+def test_layers_that_are_trained_whole_are_found_by_the_same_name(name: str) -> None:
+    trainer: Any = make_trainer(name, trained_layers=r"seg_layers\.1$")
+    trainer.initialize()
+    learned = {n for n, p in trainer.network.named_parameters() if "seg_layers" in n and p.requires_grad}
+    inside = "" if name == LORA else "heads.MR."
+    assert {f"decoder.seg_layers.1.{inside}{part}" for part in ("weight", "bias")} <= learned
+    assert not any(n.startswith("decoder.seg_layers.0") for n in learned)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +306,12 @@ def test_what_a_mixture_has_to_know() -> None:
         moa(base_modalities=["CT"], gate="best")
     alone = moa(no_table, base_modalities=["CT"], new_modality="MR")
     assert alone.settings["modalities"] == ["CT", "MR"] and alone.settings["trained_modality"] == "MR"
+    with pytest.raises(UsageError, match=r"the cases are PET by 'new_modality' .* and CT, MR by the modality table"):
+        moa(base_modalities=["CT"], new_modality="PET")
+    with pytest.raises(UsageError, match=r"top_k is 1: .* the gate would learn nothing"):
+        moa(gate="learned", top_k=1)
+    spelled = moa(base_modalities=["ct"], new_modality="MRI")
+    assert spelled.settings["modalities"] == ["CT", "MR"] and spelled.settings["base_modalities"] == ["CT"]
     both = moa(base_modalities=["CT"])
     assert both.settings["modalities"] == ["CT", "MR"] and both.settings["trained_modality"] is None
 

@@ -177,6 +177,7 @@ def make_trainer(
     organs: dict[str, int] = ORGANS,
     ignore: bool = False,
     cases: tuple[str, ...] = CASES,
+    fold: int = 0,
     **settings: Any,
 ) -> MultimodalTrainer:
     """A trainer of this name on CPU with its preprocessed data; needs the fixture ``nnunet_folders``."""
@@ -189,7 +190,7 @@ def make_trainer(
             settings.setdefault("base_modalities", ["CT"])
     plans = tiny_plans(ndim, channels, {**SMALL, **settings})
     trainer: MultimodalTrainer = getattr(trainers, name)(
-        plans, configuration_name(ndim), 0, dataset, torch.device("cpu")
+        plans, configuration_name(ndim), fold, dataset, torch.device("cpu")
     )
     folder = Path(trainer.preprocessed_dataset_folder)
     if not folder.exists():
