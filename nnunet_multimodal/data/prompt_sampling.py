@@ -21,7 +21,7 @@ COMBINATIONS = (
 
 
 def sample_points(
-    mask: np.ndarray, rng: np.random.Generator, positive: int, negative: int
+    mask: np.ndarray, rng: np.random.Generator, positive: int, negative: int, labelled: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points on a mask and beside it: one to ``1 + positive`` on it, up to ``negative`` off it (SegVol: 10 and 10).
 
@@ -30,6 +30,7 @@ def sample_points(
         rng: of random numbers.
         positive: at most so many more than one on the mask.
         negative: at most so many off the mask; none where the mask is everything.
+        labelled: bool [z, y, x], where it is known what is off the mask; None for everywhere.
 
     Returns:
         float32 [1 + positive + negative, 3] and int64 of the same length: labels, padded with PADDING.
@@ -41,9 +42,14 @@ def sample_points(
     count = 1 + positive + negative
     points, labels = np.zeros((count, 3), np.float32), np.full(count, PADDING, np.int64)
     chosen = rng.choice(inside, 1 + int(rng.integers(positive + 1)))
-    # Rejection: a mask is hardly ever most of the window, and a list of all that it is not is long.
-    tried = rng.integers(flat.size, size=4 * int(rng.integers(negative + 1)))
-    outside = tried[~flat[tried]][: len(tried) // 4]
+    wanted = int(rng.integers(negative + 1))
+    if labelled is None:
+        # Rejection: a mask is hardly ever most of the window, and a list of all that it is not is long.
+        tried = rng.integers(flat.size, size=4 * wanted)
+        outside = tried[~flat[tried]][:wanted]
+    else:
+        known = np.flatnonzero(labelled.reshape(-1) & ~flat)
+        outside = rng.choice(known, wanted) if len(known) else known
     for at, (voxels, label) in enumerate(((chosen, POSITIVE), (outside, NEGATIVE))):
         begin = at * len(chosen)
         points[begin : begin + len(voxels)] = np.stack(np.unravel_index(voxels, mask.shape), axis=-1)

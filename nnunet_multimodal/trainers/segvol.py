@@ -239,7 +239,7 @@ class nnUNetTrainerSegVol(MultimodalTrainer):
         """Questions about a batch, drawn from its labels.
 
         An organ that is not there can be asked for by text only. Each combination of prompts is one question about all
-        images that have what it asks for.
+        images that have what it asks for. What nobody labelled may be the organ: no negative point lies there.
 
         Args:
             target: [B, 1, ...], label map.
@@ -256,13 +256,15 @@ class nnUNetTrainerSegVol(MultimodalTrainer):
         there = [pair for pair in chosen if pair[2].any()]
         if not there or (len(there) < len(chosen) and ("text",) not in drawn):
             drawn = [("text",), *(kinds for kinds in drawn if there and kinds != ("text",))]
+        ignore = self.label_manager.ignore_label
+        labelled = None if ignore is None else (target != ignore).cpu()
+        known = None if labelled is None else labelled[:, 0].numpy()
         questions, masks = [], []
         for kinds in drawn:
             pairs = chosen if kinds == ("text",) else there
-            questions.append(self._question(kinds, pairs, rng))
+            questions.append(self._question(kinds, pairs, rng, known))
             masks.append(torch.from_numpy(np.stack([mask for _, _, mask in pairs]))[:, None])
-        ignore = self.label_manager.ignore_label
-        return questions, masks, None if ignore is None else (target != ignore).cpu()
+        return questions, masks, labelled
 
     def _choose_organs(self, labels: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int, np.ndarray]]:
         """(image, organ, its mask) for each question; labels [B, ...]."""
@@ -279,17 +281,21 @@ class nnUNetTrainerSegVol(MultimodalTrainer):
         return chosen
 
     def _question(
-        self, kinds: tuple[str, ...], pairs: list[tuple[int, int, np.ndarray]], rng: np.random.Generator
+        self,
+        kinds: tuple[str, ...],
+        pairs: list[tuple[int, int, np.ndarray]],
+        rng: np.random.Generator,
+        known: np.ndarray | None,
     ) -> Prompts:
-        """One question in one way about each (image, organ, mask)."""
+        """One question in one way about each (image, organ, mask); known: bool [B, ...], None for everywhere."""
         settings = self.settings
         text = points = labels = boxes = None
         if "text" in kinds:
             text = torch.tensor([row for _, row, _ in pairs])
         if "points" in kinds:
+            most = settings["positive_points"], settings["negative_points"]
             drawn = [
-                sample_points(mask, rng, settings["positive_points"], settings["negative_points"])
-                for _, _, mask in pairs
+                sample_points(mask, rng, *most, None if known is None else known[image]) for image, _, mask in pairs
             ]
             points, labels = (torch.from_numpy(np.stack(each)) for each in zip(*drawn))
         if "box" in kinds:

@@ -56,6 +56,19 @@ def test_points_are_spread_over_the_mask_and_beside_it() -> None:
     assert len(seen[POSITIVE]) == mask.sum() and len(seen[NEGATIVE]) > 0.95 * (~mask).sum()
 
 
+def test_no_negative_point_lies_where_nobody_labelled() -> None:
+    mask, labelled = np.zeros((4, 6, 8), bool), np.zeros((4, 6, 8), bool)
+    mask[1, 2, 3] = labelled[1, 2, 3:6] = True
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(50):
+        points, labels = sample_points(mask, rng, 0, 10, labelled)
+        seen |= {tuple(point) for point in points[labels == NEGATIVE].astype(int).tolist()}
+    assert seen == {(1, 2, 4), (1, 2, 5)}
+    _, labels = sample_points(mask, rng, 0, 10, mask)
+    assert not (labels == NEGATIVE).any()
+
+
 def test_an_empty_mask_has_no_point_and_no_box() -> None:
     empty = np.zeros((3, 3, 3), bool)
     with pytest.raises(ValueError, match="empty"):

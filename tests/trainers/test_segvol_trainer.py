@@ -133,6 +133,24 @@ def test_what_nobody_labelled_is_not_learned() -> None:
     assert not masks[0][target == 3].any()
 
 
+def test_no_negative_point_where_nobody_labelled() -> None:
+    """What is ignored there may be the organ."""
+    trainer = make_trainer(NAME, 3, ignore=True)
+    assert isinstance(trainer, nnUNetTrainerSegVol)
+    target = labels(1, 2)
+    target[1, :, :, :8] = 3
+    np.random.seed(0)
+    negative = 0
+    for _ in range(5):
+        for question in trainer.ask(target)[0]:
+            for row, image in enumerate(question.image.tolist() if question.points is not None else []):
+                assert question.points is not None and question.labels is not None
+                at = question.points[row][question.labels[row] == NEGATIVE].long().T
+                assert not (target[image, 0][tuple(at)] == 3).any()
+                negative += at.shape[1]
+    assert negative > 50
+
+
 def test_a_fresh_loss_falls_on_one_batch() -> None:
     """Forty steps on the same images: asked in all ways, the loss falls by a fifth at least."""
     trainer = make(initial_lr=5e-3, warmup_epochs=0, num_epochs=1000)
