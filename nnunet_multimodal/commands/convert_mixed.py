@@ -176,9 +176,18 @@ def _organs_by_modality(
 def _of_modality(
     text: str, separator: str, modalities: Sequence[str], rest: Sequence[str]
 ) -> tuple[Sequence[str], str]:
-    """``CT:liver=5`` is of CT alone; what does not begin with one of the modalities is of all the ``rest``."""
+    """``CT:liver=5`` is of CT alone, or of CT/lits and CT/spleens; what no modality begins is of all the ``rest``.
+
+    Raises:
+        UsageError: an organ's name has a colon: a modality was meant, which is none.
+    """
     name, found, after = text.partition(separator)
-    return ([name], after) if found and name in modalities else (rest, text)
+    chosen = [each for each in modalities if each == name] or [each for each in rest if each.startswith(f"{name}/")]
+    if found and chosen:
+        return chosen, after
+    if found and separator == ":":
+        raise UsageError(f"--label-names {text}: {name} is none of {', '.join(modalities)}.")
+    return rest, text
 
 
 def _by_name(pairs: Sequence[tuple[str, Path]], option: str) -> Mapping[str, Path]:

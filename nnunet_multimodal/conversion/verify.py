@@ -91,7 +91,7 @@ def check_raw_dataset(folder: Path) -> Findings:
     table, more = _check_table(content, with_images)
     problems += more + _check_splits(folder, with_images, table)
     case_labels, more = _check_case_labels(content, with_images)
-    problems += more
+    problems += more or _check_copy(folder, content)
     of_case = {} if table is None or is_harmonised(content) else table.case_modality
     # nibabel reads sheared directions, ITK does not
     sheared_is_read = str(content.get("overwrite_image_reader_writer", "")).startswith("NibabelIO")
@@ -256,18 +256,35 @@ def _check_case_labels(content: Mapping[str, Any], cases: list[str]) -> tuple[Ca
 def _check_unannotated(
     case: str, values: frozenset[int], labels: Mapping[str, Any], case_labels: CaseLabels | None
 ) -> list[str]:
-    """A class that is not annotated in a case has no voxel there."""
+    """A class that is not annotated in a case has no voxel there; a region may share ids with one that is."""
     if case_labels is None:
         return []
-    drawn = [
-        name for name in case_labels.unannotated(case) if not isinstance(labels[name], list) and labels[name] in values
-    ]
+    lacking = case_labels.unannotated(case)
+    of_class = {name: {*value} if isinstance(value, list) else {value} for name, value in labels.items()}
+    known = {value for name in case_labels.outputs if name not in lacking for value in of_class[name]}
+    drawn = [name for name in lacking if (of_class[name] & values) - known]
     if not drawn:
         return []
     return [
         f'case {case}: its label has {", ".join(drawn)}, which "{CASE_LABELS}" says is not annotated there. Add it to '
         "the case's list if it is, or set these voxels to 0."
     ]
+
+
+def _check_copy(folder: Path, content: Mapping[str, Any]) -> list[str]:
+    """Training reads the dataset.json that planning has copied; it does not see what was written here later."""
+    preprocessed = _preprocessed()
+    path = preprocessed / folder.name / "dataset.json" if preprocessed else None
+    if path is None or not path.is_file():
+        return []
+    try:
+        copied = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        return [f"{path} is not valid JSON: {error}. Copy {folder / 'dataset.json'} there."]
+    here, there = (each.get(SECTION) if isinstance(each, dict) else None for each in (content, copied))
+    if (here or {}).get(CASE_LABELS, {}) == (there or {}).get(CASE_LABELS, {}):
+        return []
+    return [f'{path}, which training reads, has another "{CASE_LABELS}". Copy {folder / "dataset.json"} there.']
 
 
 def _check_splits(folder: Path, cases: Iterable[str], table: ModalityTable | None) -> list[str]:

@@ -112,6 +112,20 @@ def test_one_modality_without_partial_is_refused_as_before(folders: Path, call: 
     assert code == 2 and "at least two modalities" in error
 
 
+def test_names_of_all_sources_of_a_modality(folders: Path, call: Call) -> None:
+    sources = {"CT/lits": "ct", "CT/msd": "spleens", "MR": "mr"}
+    names = ("CT/lits:liver=5", "CT:spleen=3", "MR:liver=1", "MR:spleen=2")
+    code, _, error = call(arguments(folders, names, sources, "--partial"))
+    assert code == 0, error
+    assert content_of(folders)["labels"] == {"background": 0, "liver": 1, "spleen": 2}
+    assert content_of(folders)[SECTION][KEY] == {"CT_msd_c1": ["spleen"]}
+
+
+def test_a_modality_that_is_none_is_no_part_of_an_organs_name(folders: Path, call: Call) -> None:
+    code, _, error = call(arguments(folders, ("CT:liver=5", "MRI:liver=1", "MRI:spleen=2"), BOTH, "--partial"))
+    assert code == 2 and "--label-names MRI:liver=1: MRI is none of CT, MR." in error and not raw(folders).exists()
+
+
 # --- doctor ----------------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +148,44 @@ def test_doctor_says_what_is_wrong_with_case_labels(folders: Path, call: Call, c
     (raw(folders) / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     code, out, _ = call(["doctor", "-d", "605"])
     assert code == 4 and message in out
+
+
+@pytest.mark.parametrize(
+    ("labels", "case_labels", "drawn"),
+    [
+        ({"liver": [1], "spleen": [2]}, {"m1": ["liver"]}, ["spleen"]),  # nnU-Net takes these for plain labels
+        ({"whole": [1, 2], "core": [2]}, {"m1": ["whole"]}, []),
+        ({"whole": [1, 2], "core": [2]}, {"m1": ["core"]}, ["whole"]),
+    ],
+)
+def test_doctor_looks_at_ids(
+    folders: Path, call: Call, labels: dict[str, Any], case_labels: dict[str, list[str]], drawn: list[str]
+) -> None:
+    assert call(arguments(folders, NAMES, BOTH, "--partial"))[0] == 0
+    content = content_of(folders)
+    content["labels"] = {"background": 0, **labels}
+    content["regions_class_order"] = [1, 2]
+    content[SECTION][KEY] = case_labels
+    (raw(folders) / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    _, out, _ = call(["doctor", "-d", "605"])
+    assert [f"case m1: its label has {name}, which" in out for name in drawn] == [True] * len(drawn)
+    assert ("says is not annotated there" in out) is bool(drawn)
+
+
+def test_doctor_finds_a_copy_that_training_reads_and_nobody_changed(folders: Path, call: Call) -> None:
+    """Written by hand after planning, they would be of no effect, and no trainer would say so."""
+    assert call(arguments(folders, NAMES, BOTH, "--partial"))[0] == 0
+    copy = folders / "nnUNet_preprocessed" / "Dataset605_Mixed" / "dataset.json"
+    copy.parent.mkdir()
+    content = content_of(folders)
+    copy.write_text(json.dumps(content), encoding="utf-8")
+    assert call(["doctor", "-d", "605"])[0] == 0
+    content[SECTION].pop(KEY)
+    copy.write_text(json.dumps(content), encoding="utf-8")
+    code, out, _ = call(["doctor", "-d", "605"])
+    assert code == 4 and f'{copy}, which training reads, has another "case_labels". Copy {raw(folders)}' in out
+    copy.write_text("{", encoding="utf-8")
+    assert "is not valid JSON" in call(["doctor", "-d", "605"])[1]
 
 
 def test_the_table_can_be_replaced_without_losing_them(folders: Path, call: Call) -> None:
