@@ -102,6 +102,8 @@ def check(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]] | None, A
             raise UsageError("--box-shift measures boxes: leave --points out.")
         if args.draws < 1:
             raise UsageError(f"--draws {args.draws}: expected 1 or more.")
+        if args.seed < 0:
+            raise UsageError(f"--seed {args.seed}: expected 0 or more.")
     files = {option: path for option in ("points", "box") if (path := _as_file(getattr(args, option))) is not None}
     inline = {option for option in ("points", "box") if getattr(args, option) is not None and option not in files}
     if files and (inline or args.negative_points is not None):
@@ -215,19 +217,22 @@ def _predict(args: argparse.Namespace, prompts: dict[str, dict[str, Any]] | None
         "step_size": args.step_size,
         "zoom": args.zoom,
         "boxes": None if args.box_from_labels is None else f"from the labels in {args.box_from_labels}",
+        "objects": free,
     }
+    rows: list[dict[str, Any]] = []
+    report = Report(args.output / FILE_NAME, how)
+    digests = {case: _digest(own) for case, own in questions.items()}
+    kept = _keep(report, digests) if args.go_on and args.box_shift is None else []
     args.output.mkdir(parents=True, exist_ok=True)
     if args.box_shift is None:  # evaluate and nnU-Net read the labels' names from it
         write_json(args.output / "dataset.json", {**dataset_json, "labels": {**dataset_json["labels"], **free}})
-    rows: list[dict[str, Any]] = []
-    report = Report(args.output / FILE_NAME, {**how, "prompts": _digest(questions)})
-    kept = report.take_over({}) if args.go_on and args.box_shift is None else []
     waiting = [case for case in cases if case.name not in kept]
     with tqdm(waiting, unit="case", disable=None) as bar:
         for case in bar:
             try:
                 if args.box_shift is None:
-                    report.cases[case.name] = predict_case(job, case, questions[case.name])
+                    found = predict_case(job, case, questions[case.name])
+                    report.cases[case.name] = {**found, "prompts": digests[case.name]}
                 else:
                     shifts = sorted({0, *args.box_shift})
                     rows += study_case(job, case, questions[case.name], shifts, args.draws, args.seed)
@@ -341,12 +346,20 @@ def _free_labels(questions: Mapping[str, Sequence[Any]], labels: Mapping[str, in
     return {name: max(labels.values()) + 1 + place for place, name in enumerate(names)}
 
 
-def _digest(questions: Mapping[str, Sequence[Any]]) -> str:
-    """Of all prompts: two predictions by other prompts are not one."""
+def _digest(own: Sequence[Any]) -> str:
+    """Of what a case is asked, whichever file says it."""
     from dataclasses import asdict
 
-    listed = {case: [asdict(asked) for asked in sorted(own, key=lambda a: a.organ)] for case, own in questions.items()}
+    listed = [{**asdict(asked), "where": ""} for asked in sorted(own, key=lambda a: a.organ)]
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _keep(report: Any, digests: Mapping[str, str]) -> list[str]:
+    """The cases that an earlier run has finished; one that is asked otherwise now is predicted again."""
+    for case in report.take_over({}):
+        if report.cases[case].get("prompts") != digests.get(case, report.cases[case].get("prompts")):
+            del report.cases[case]
+    return sorted(report.cases)
 
 
 def _print_cases(report: Any, kept: int) -> None:

@@ -16,9 +16,9 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
-from nnunet_multimodal.conversion.images import written_whole
 from nnunet_multimodal.data.prompt_sampling import box_of, shift_box
 from nnunet_multimodal.errors import DataProblem
+from nnunet_multimodal.evaluation.output import all_or_none
 from nnunet_multimodal.inference.box_study import dice_of, filled
 from nnunet_multimodal.inference.folder import Preparation, prepare
 from nnunet_multimodal.inference.images import Case
@@ -148,13 +148,15 @@ def study_case(
 ) -> list[dict[str, Any]]:
     """Dice of an image's organs for boxes that are off by so much.
 
-    A box that is not moved is drawn once. The same seed, case, organ and shift give the same boxes.
+    A box that is not moved is drawn once. The same seed, case, organ and shift give the same boxes. Voxels with the
+    ignore label do not count.
 
     Returns:
         A row for each box: see ``box_study.COLUMNS``.
     """
     opened = open_case(job, case)
     reference = read_reference(job, opened)
+    known = reference != job.predictor.dataset_json["labels"].get("ignore", -1)
     rows, questions = [], []
     for each in asked:
         value = job.value(each.organ)
@@ -168,7 +170,7 @@ def study_case(
                 moved = shift_box(box, rng, shift, mask.shape)
                 located = Located(box=moved)
                 questions.append(_question(job, opened, each, located))
-                alone = dice_of(filled(moved, mask.shape), mask)
+                alone = dice_of(filled(moved, mask.shape) & known, mask)
                 row = {"case": case.name, "organ": each.organ, "shift": shift, "draw": draw, "box_alone": alone}
                 rows.append((row, value))
     if not rows:
@@ -177,7 +179,7 @@ def study_case(
     plans, configuration = job.predictor.plans_manager, job.predictor.configuration_manager
     for index, (row, value) in enumerate(rows):  # one after the other: on the image's grid they are large
         found = on_image(logits[index : index + 1], opened.properties, plans, configuration)[0] > 0
-        row["dice"] = dice_of(found, reference == value)
+        row["dice"] = dice_of(found & known, reference == value)
     return [row for row, _ in rows]
 
 
@@ -224,7 +226,13 @@ def _kinds(asked: Asked, located: Located) -> list[str]:
 
 
 def _write(job: Job, labels: np.ndarray, path: Path, properties: dict[str, Any]) -> None:
-    """The label map, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary, contextlib.redirect_stdout(io.StringIO()):
-        job.predictor.plans_manager.image_reader_writer_class().write_seg(labels, os.fspath(temporary), properties)
+    """The label map, whole or not at all, and what nnU-Net writes beside it: a TIFF's spacing."""
+    try:
+        with all_or_none(path.parent) as folder, contextlib.redirect_stdout(io.StringIO()):
+            whole = folder / path.name
+            job.predictor.plans_manager.image_reader_writer_class().write_seg(labels, os.fspath(whole), properties)
+            with whole.open("rb+") as file:
+                os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = str(path)  # a full disk names no file, or one that is gone by now
+        raise

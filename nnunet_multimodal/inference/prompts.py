@@ -114,6 +114,10 @@ def _read_entry(entry: Any, organ: str, units: str, where: str, at: str) -> Aske
         if len(corners) != 2:
             raise UsageError(f"{at}, box: expected two corners, found {len(corners)}.")
         box = (corners[0], corners[1])
+    if not points["points"] and box is None:
+        raise UsageError(
+            f"{at}: nothing says where it is, only where it is not. Give points or a box, or leave it out."
+        )
     return Asked(organ, False, points["points"], points["negative_points"], box, units, where)
 
 
@@ -148,6 +152,8 @@ def parse_coordinates(text: str, option: str) -> tuple[tuple[float, ...], ...]:
                 f"minus in front: {option}=-12,3,40"
             )
         points.append(point)
+    if not points:
+        raise UsageError(f"{option} '{text}' holds no point: expected x,y,z, or the name of a JSON file.")
     return _coordinates(points, option)
 
 
@@ -219,7 +225,7 @@ class _Place:
         own = affine_of(properties)
         stored = file_affine(path, properties)
         if own is None or stored is None:
-            if asked.units == "mm":
+            if asked.units == "mm" and (asked.positive or asked.negative or asked.box is not None):
                 raise DataProblem(f"case {case} does not say where it lies in space: give voxel indices (--voxels).")
             own = stored = np.eye(4)
         self.to_user = own if asked.units == "mm" else np.linalg.inv(stored) @ own  # of the array's (x, y, z)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -47,7 +49,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
             "segvol": segvol_model(folds=(0, 1)),
             "itk": segvol_model(name="nnUNetTrainerSegVol_2epochs", top=itk),
             "stock": volume_model(3),
+            "tiff": tiff_model(),
         }
+
+
+def tiff_model() -> Path:
+    folder = segvol_model(name="nnUNetTrainerSegVol_5epochs", top={"image_reader_writer": "Tiff3DIO"})
+    dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    (folder / "dataset.json").write_text(json.dumps({**dataset, "file_ending": ".tif"}), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture
@@ -232,8 +242,47 @@ def test_what_is_finished_is_kept_and_other_prompts_are_another_prediction(model
     assert predict(models["segvol"], work, "--box", path, "--continue") == 0
     assert "1 predicted, 1 kept from before" in capsys.readouterr().out
     assert (work / "out/a.nii.gz").stat().st_mtime_ns == before and (work / "out/b.nii.gz").is_file()
+    before = (work / "out/dataset.json").read_bytes()
+    assert predict(models["segvol"], work, "--text", "--zoom", "--continue") == 2
+    assert "was predicted with zoom False, now it is True" in capsys.readouterr().err
+    assert (work / "out/dataset.json").read_bytes() == before
+
+
+def test_a_prompt_that_was_put_right_costs_its_image_only(models, work: Path, known, capsys) -> None:
+    assert predict(models["segvol"], work, "--points", write(work, case_of(points=[[500, 0, 0]]))) == 1
+    mended = write(work, case_of(points=[mm((5, 6, 4))]), "mended.json")
+    assert predict(models["segvol"], work, "--points", mended, "--continue") == 0
+    assert "1 predicted, 1 kept from before, 0 failed" in capsys.readouterr().out
+    again = write(work, case_of(points=[mm((6, 7, 5))]))
+    assert predict(models["segvol"], work, "--points", again, "--continue") == 0
+    assert "1 predicted, 1 kept from before, 0 failed" in capsys.readouterr().out
+    assert result(work, "a")[6, 7, 5] == 1 and result(work, "a").sum() == 1
+
+
+def test_an_object_is_another_prediction_and_nothing_changes(models, work: Path, known, capsys) -> None:
+    """Its label is in dataset.json, which is left as it was."""
+    (work / "in/b_0000.nii.gz").unlink()
+    point = "--points=" + ",".join(map(str, mm((4, 5, 3))))
+    assert predict(models["segvol"], work, point) == 0
+    before = {path.name: path.read_bytes() for path in (work / "out").iterdir()}
     assert predict(models["segvol"], work, "--text", "--continue") == 2
-    assert "was predicted with" in capsys.readouterr().err
+    assert "was predicted with objects {'object': 3}, now it is {}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (work / "out").iterdir()} == before
+
+
+def test_a_tiff_gets_its_spacing_beside_it_and_nothing_else_is_left(models, work: Path, known) -> None:
+    """nnU-Net's reader of TIFFs writes two files; such an image lies nowhere in space."""
+    shutil.rmtree(work / "in")
+    (work / "in").mkdir()
+    tifffile.imwrite(work / "in/a_0000.tif", np.random.default_rng(0).normal(size=SHAPE[::-1]).astype(np.float32))
+    (work / "in/a.json").write_text('{"spacing": [2, 2, 2]}', encoding="utf-8")
+    assert predict(models["tiff"], work, "--text") == 0
+    assert sorted(path.name for path in (work / "out").iterdir()) == [
+        "a.json", "a.tif", "dataset.json", "predictions.json",
+    ]  # fmt: skip
+    assert json.loads((work / "out/a.json").read_text(encoding="utf-8")) == {"spacing": [2, 2, 2]}
+    assert predict(models["tiff"], work, "--points", "4,5,3", "--voxels") == 0
+    assert tifffile.imread(work / "out/a.tif")[3, 5, 4] == 3
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -250,6 +299,7 @@ def case_of(**entry: Any) -> dict[str, Any]:
         (["--text", "liver", "liver"], 2, "names an organ twice"),
         (["--text", "object"], 2, "has texts of liver, spleen only"),
         (["--points", "1,2"], 2, "expected x,y,z and a semicolon"),
+        (["--points", ""], 2, "--points '' holds no point"),
         (["--points", "1,2,3"], 2, "for one image, found 2 cases: a, b"),
         (["--box", "1,2,3"], 2, "expected two corners"),
         (["--points", "none.json"], 2, "Cannot read none.json: No such file"),
@@ -259,6 +309,7 @@ def case_of(**entry: Any) -> dict[str, Any]:
         (["--negative-points", "1,2,3", "--text"], 2, "--negative-points go with --points"),
         (["--box-from-labels", "nowhere"], 4, "--box-from-labels nowhere is no folder"),
         (["--text", "--box-shift", "1"], 2, "--box-shift needs --box-from-labels"),
+        (["--box-from-labels", ".", "--box-shift", "1", "--seed", "-1"], 2, "--seed -1: expected 0 or more"),
     ],
 )
 def test_options_that_do_not_fit(models, work: Path, capsys, more: list[str], code: int, message: str) -> None:
@@ -285,8 +336,9 @@ def test_options_that_do_not_fit(models, work: Path, capsys, more: list[str], co
         (
             {"cases": {case: {"liver": {"negative_points": [[0, 0, 35]]}} for case in "ab"}},
             2,
-            "holds no positive points",
+            "nothing says where it is, only where it is not",
         ),
+        ({"cases": {case: {"liver": {"box": corners(LIVER)}} for case in "ab"}}, 2, "holds no positive points"),
     ],
 )
 def test_files_that_do_not_fit(models, work: Path, capsys, content: Any, code: int, message: str) -> None:
@@ -362,3 +414,21 @@ def test_a_study_of_boxes(models, work: Path, known, capsys) -> None:
     assert (work / "out/box_shift.json").read_bytes() == before
     assert predict(models["segvol"], work, *words, "--seed", "1") == 0
     assert (work / "out/box_shift.json").read_bytes() != before
+
+
+def test_a_study_does_not_count_what_nobody_labelled(models, work: Path, known) -> None:
+    path = models["segvol"] / "dataset.json"
+    dataset = path.read_text(encoding="utf-8")
+    for case, orientation in (("a", "RAS"), ("b", "LIP")):
+        labels = labelled()
+        labels[3, 4, 2:7] = 3  # on the liver, in its box
+        store(work / f"labels/{case}.nii.gz", labels, orientation)
+    try:
+        names = {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}
+        path.write_text(json.dumps({**json.loads(dataset), "labels": names}), encoding="utf-8")
+        words = ["--box-from-labels", str(work / "labels"), "--box-shift", "0"]
+        assert predict(models["segvol"], work, *words) == 0
+    finally:
+        path.write_text(dataset, encoding="utf-8")
+    rows = json.loads((work / "out/box_shift.json").read_text(encoding="utf-8"))["boxes"]
+    assert len(rows) == 4 and all(row["dice"] == row["box_alone"] == 1 for row in rows)

@@ -135,6 +135,8 @@ def test_a_picture_without_a_place_has_voxels_only() -> None:
     asked = ask(positive=((1.0, 2.0, 0.0),))
     with pytest.raises(DataProblem, match="voxel indices"):
         locate(asked, "a", Path("a.png"), {"spacing": [999, 1, 1]}, (1, 5, 5))
+    by_text = locate(ask(text=True), "a", Path("a.png"), {"spacing": [999, 1, 1]}, (1, 5, 5))
+    assert not len(by_text.points) and by_text.box is None
     found = locate(
         ask(positive=((1.0, 2.0, 0.0),), units="voxels"), "a", Path("a.png"), {"spacing": [1, 1, 1]}, (1, 5, 5)
     )
@@ -269,6 +271,10 @@ def test_a_file_of_prompts() -> None:
         ({"cases": {"a": {"liver": {"points": [[1, 2, "3"]]}}}}, "found .1, 2, '3'."),
         ({"cases": {"a": {"liver": {"points": [[1, 2, float("nan")]]}}}}, "not finite"),
         ({"cases": {"a": {"liver": {"box": [[1, 2, 3]]}}}}, "expected two corners, found 1"),
+        (
+            {"cases": {"a": {"liver": {"negative_points": [[1, 2, 3]]}, "spleen": {"points": [[1, 2, 3]]}}}},
+            "p.json, a, liver: nothing says where it is, only where it is not",
+        ),
     ],
 )
 def test_files_of_another_form(content: dict[str, Any], message: str) -> None:
@@ -286,3 +292,6 @@ def test_coordinates_of_the_command_line() -> None:
         parse_box("1,2,3")
     with pytest.raises(UsageError, match="not finite"):
         parse_coordinates("1,2,inf", "--points")
+    for text in ("", " ; "):
+        with pytest.raises(UsageError, match=f"--points '{text}' holds no point"):
+            parse_coordinates(text, "--points")
