@@ -11,6 +11,8 @@ import numpy as np
 
 from nnunet_multimodal.data.drawn import DrawnBackground, DrawnCases
 
+LOOKED_AT = "looked_at.txt"  # the epoch after which all cases were predicted last
+
 
 class PseudoLabels:
     """A moving average of predicted probabilities for each case, and the labels of which it is sure.
@@ -47,6 +49,18 @@ class PseudoLabels:
         _write(path, average.astype(np.float16))
         _write(self.folder / f"{case}.labels.npy", labels)
         return float((labels != self.ignore_label).mean())
+
+    def looked_at(self) -> int:
+        """After how many epochs all cases were predicted last; 0 if never."""
+        path = self.folder / LOOKED_AT
+        return int(path.read_text(encoding="utf-8")) if path.exists() else 0
+
+    def note_look(self, epoch: int) -> None:
+        """All cases have been predicted after this many epochs."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{LOOKED_AT}.{os.getpid()}.tmp"
+        temporary.write_text(str(epoch), encoding="utf-8")
+        os.replace(temporary, self.folder / LOOKED_AT)
 
     def labels(self, case: str, shape: tuple[int, ...]) -> np.ndarray:
         """Label map [Z, Y, X] of a case; the ignore label everywhere as long as nothing is known."""

@@ -70,10 +70,11 @@ class nnUNetTrainerScribble2Label(WeakTrainer):
         return PseudoLabelledCases(train.dataset, self.pseudo), DrawnCases(val.dataset)
 
     def on_train_start(self) -> None:
-        """A new training knows nothing of an earlier one."""
+        """A new training knows nothing of an earlier one; one that was stopped while it looked does so now."""
         if self.current_epoch == 0 and self.local_rank == 0:
             self.pseudo.clear()
         super().on_train_start()
+        self.look_if_due()
 
     def training_loss(self, image: Tensor, target: Tensor | list[Tensor], batch: dict) -> Tensor:
         """What is drawn, and where nobody drew, what the average is sure of; target [B, 2, ...]."""
@@ -92,7 +93,13 @@ class nnUNetTrainerScribble2Label(WeakTrainer):
     def on_epoch_end(self) -> None:
         """nnU-Net's, and every few epochs a new look at the training cases."""
         super().on_epoch_end()
-        if self.current_epoch % self.settings["ensemble_every"] == 0 and self.current_epoch < self.num_epochs:
+        self.look_if_due()
+
+    def look_if_due(self) -> None:
+        """Once after every so many epochs, also where the checkpoint that training goes on from is older."""
+        epoch = self.current_epoch
+        due = 0 < epoch < self.num_epochs and epoch % self.settings["ensemble_every"] == 0
+        if due and self.pseudo.looked_at() < epoch:
             self.look_again()
 
     def look_again(self) -> None:
@@ -119,6 +126,8 @@ class nnUNetTrainerScribble2Label(WeakTrainer):
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
         if self.is_ddp:
             dist.barrier()
+        if self.local_rank == 0:
+            self.pseudo.note_look(self.current_epoch)
         self.print_to_log_file(
             f"pseudo labels: {100 * sum(shares) / max(1, len(shares)):.1f} % of the voxels of {len(shares)} training "
             f"cases have one; {perf_counter() - begin:.0f} s"

@@ -392,7 +392,7 @@ def test_pseudo_labels_are_made_read_kept_and_deleted() -> None:
     one_epoch(trainer)
     folder = Path(trainer.output_folder) / "pseudo_labels"
     cases = trainer.do_split()[0]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
+    assert sorted(path.name for path in folder.glob("*.npy")) == sorted(
         f"{case}.{kind}.npy" for case in cases for kind in ("average", "labels")
     )
     assert "pseudo labels: " in log_of(trainer)
@@ -409,6 +409,25 @@ def test_pseudo_labels_are_made_read_kept_and_deleted() -> None:
     assert ((drawn != IGNORE) & (pseudo != IGNORE)).any()  # where somebody drew, the pseudo label does not count
     again.on_train_end()
     assert not folder.exists()
+
+
+def test_a_training_stopped_before_its_look_makes_up_for_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net saves the checkpoint first, so --c begins behind the end of that epoch."""
+    name, settings = "nnUNetTrainerScribble2Label", {"num_epochs": 4, "ensemble_every": 1}
+    trainer = started(name, save_every=1, **settings)
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "look_again", killed)
+        one_epoch(trainer)
+    for _ in range(2):
+        again = weak(name, **settings)
+        again.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+        start(again)
+        assert again.pseudo.looked_at() == 1
+        monkeypatch.setattr(type(again), "look_again", killed)  # the second time there is nothing to do
 
 
 def test_a_new_training_forgets_the_pseudo_labels_of_an_earlier_one() -> None:
