@@ -71,7 +71,7 @@ _FULL = "nnUNetTrainerMRSegmentator"  # the stock network, never mirrored
 _RATE = {"initial_lr": 3e-3}
 _RATES = (
     "AdamW for all: the base model 3e-3 (as in the other comparisons), full fine-tuning and context priors (which also "
-    "train the whole network) 1e-3 where the row says no other, adapters 5e-3."
+    "train the whole network) 1e-3 and adapters 5e-3, where the row says no other."
 )
 _ADAPTERS = {"initial_lr": 5e-3, "warmup_iterations": 20}
 _LORA, _MOA = "nnUNetTrainerLoRA", "nnUNetTrainerMoA"
@@ -82,8 +82,11 @@ _PHANTOM = AdaptComparison(
         "full": Method(_FULL, "adapt", {"initial_lr": 1e-3}, adamw=True),
         "full_3e-4": Method(_FULL, "adapt", {"initial_lr": 3e-4}, adamw=True),
         "full_3e-3": Method(_FULL, "adapt", {"initial_lr": 3e-3}, adamw=True),
+        "full_1e-2": Method(_FULL, "adapt", {"initial_lr": 1e-2}, adamw=True),
         "LoRA_r4": Method(_LORA, "adapt", _ADAPTERS),
         "LoRA_r8": Method(_LORA, "adapt", _ADAPTERS),
+        "LoRA_r8_1e-2": Method(_LORA, "adapt", {**_ADAPTERS, "initial_lr": 1e-2}),
+        "LoRA_r8_2e-2": Method(_LORA, "adapt", {**_ADAPTERS, "initial_lr": 2e-2}),
         "LoRA_r16": Method(_LORA, "adapt", _ADAPTERS),
         "MoA_r8": Method(_MOA, "adapt", _ADAPTERS),
         "ContextPrior": Method("nnUNetTrainerContextPrior", "adapt", {"initial_lr": 1e-3}),
