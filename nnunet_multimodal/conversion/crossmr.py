@@ -143,6 +143,7 @@ def _convert(
     if declared is not None and not unnamed_to_background:
         allowed = frozenset(declared.values() if label_ids is None else label_ids)
     cases = dataset.find_cases(images, labels)
+    dataset.require_outside(raw, dataset_id, (path for case in cases for path in (case.image, case.label)))
     check = functools.partial(check_case, allowed=allowed, repairs=repairs)
     checked = dataset.check_all(cases, check, "cases")
     if label_ids is not None:

@@ -225,6 +225,23 @@ def require_free(raw: Path, dataset_id: int, name: str, overwrite: bool = False)
     return final
 
 
+def require_outside(raw: Path, dataset_id: int, files: Iterable[Path]) -> None:
+    """Input that lies in the data set that is to be replaced would be deleted, and the new one's links lead nowhere.
+
+    Raises:
+        UsageError: a file lies in a data set of this id; nothing was deleted.
+    """
+    old = [folder.resolve() for folder in existing_datasets(raw, dataset_id)]
+    for path in files if old else ():
+        target = path.resolve()  # a link that leads elsewhere does no harm
+        for folder in old:
+            if target.is_relative_to(folder):
+                raise UsageError(
+                    f"{path} lies in {folder}, which --overwrite would delete. Take another id, or move the files out "
+                    "of it first."
+                )
+
+
 def dataset_folder_name(dataset_id: int, name: str) -> str:
     if not 1 <= dataset_id <= 999:
         raise UsageError(f"A data set id is a number from 1 to 999, found {dataset_id}.")

@@ -98,6 +98,8 @@ def convert_mixed(
     """
     raw = require_nnunet_path("nnUNet_raw")
     final = dataset.require_free(raw, dataset_id, name, overwrite)
+    for source in sources:
+        dataset.require_outside(raw, dataset_id, (path for case in source.cases for path in (case.image, case.label)))
     modalities = _modalities(sources, 1 if partial else 2)
     if harmonise is not None and harmonise not in METHODS:
         raise UsageError(f"Unknown harmonisation {harmonise!r}. There is: {', '.join(METHODS)}.")

@@ -204,7 +204,9 @@ def import_scribbles(
     """
     raw = require_nnunet_path("nnUNet_raw")
     final = dataset.require_free(raw, dataset_id, name, overwrite)
-
+    for files in cases:
+        dense = [] if files.dense is None else [files.dense]
+        dataset.require_outside(raw, dataset_id, [*files.images, files.scribbles, *dense])
     if patients and len(channels) > 1:
         raise UsageError("Patients can be told for data sets of one channel only.")
 

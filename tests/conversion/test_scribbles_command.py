@@ -162,6 +162,20 @@ def test_patient_without_an_organ(inputs: Inputs, call: Call, tmp_path: Path) ->
     assert set(np.unique(voxels(tmp_path / "out" / "a.nii.gz"))) == {0, 255}
 
 
+def test_input_in_the_data_set_that_is_replaced(inputs: Inputs, call: Call) -> None:
+    """It would be deleted, and the new data set's links lead nowhere."""
+    old = inputs.raw / "Dataset009_Mine"
+    inputs.images.parent.rename(old)
+    images, labels = ["--images", str(old / "images")], ["--labels", str(old / "labels")]
+    code, _, error = call(["scribbles", "simulate", *labels, *images, "-d", "9", "--overwrite"])
+    assert code == 2 and "which --overwrite would delete" in error
+    code, _, error = call(["convert", "plain", *images, *labels, "-d", "9", "--overwrite"])
+    assert code == 2 and "which --overwrite would delete" in error
+    assert [path.name for path in inputs.raw.iterdir()] == [old.name]
+    assert len([*(old / "images").iterdir()]) == 2
+    assert call(["scribbles", "simulate", *labels, *images, "-d", "8"])[0] == 0
+
+
 def test_output_is_a_file(inputs: Inputs, call: Call) -> None:
     code, _, error = call(["scribbles", "simulate", "--labels", str(inputs.labels), "-o", str(inputs.image())])
     assert code == 2 and "is a file, expected a folder" in error
