@@ -16,11 +16,11 @@ REDUCTION = 16  # SegEVOLution's 768 -> 48
 class AdditivePrototypes(nn.Module):
     """Class weights w_k + 0.1 MLP(p_k): the 1x1 convolution that a U-Net has, moved by the posterior.
 
-        logits_k = conv(F)_k + 0.1 <MLP(p_k), F>,   MLP: Linear(P, P/16), ReLU, Linear(P/16, channels)
+        logits_k = conv(F)_k + 0.1 <MLP(LN p_k), F>,   MLP: Linear(P, P/16), ReLU, Linear(P/16, channels)
 
-    SegEVOLution adds to the output tokens of its mask decoder, which are what a class's weight vector is in a U-Net.
-    The last layer begins at zero: the logits are then the convolution's. The first one serves all scales of deep
-    supervision.
+    SegEVOLution adds to the output tokens of its mask decoder, which are what a class's weight vector is in a U-Net;
+    the normalisation is Hermes'. The last layer begins at zero: the logits are then the convolution's. The first one
+    serves all scales of deep supervision.
 
     Args:
         posterior: P, channels of a posterior token, all stages together.

@@ -85,9 +85,10 @@ class nnUNetTrainerContextPrior(MultimodalTrainer):
         if settings["use_modality"]:
             self.table = ModalityTable.from_dataset_json(dataset_json, where)
             settings["modalities"] = list(self.table.modalities)
-        regions = any(isinstance(value, (list, tuple)) for value in dataset_json["labels"].values())
+        manager = PlansManager(plans)
+        regions = manager.get_label_manager(dataset_json).has_regions
         settings["subtract_background"] = settings["task_loss"] == "sigmoid" and not regions
-        planned = PlansManager(plans).get_configuration(configuration)
+        planned = manager.get_configuration(configuration)
         strides = planned.network_arch_init_kwargs.get("strides")
         if not strides:
             raise UsageError(
@@ -97,7 +98,7 @@ class nnUNetTrainerContextPrior(MultimodalTrainer):
         if not settings["fused_stages"]:
             settings["fused_stages"] = fused_stages(planned.patch_size, strides, settings["max_fused_voxels"])
         chosen = settings["fused_stages"]
-        if not {*chosen} <= {*range(1, len(strides))} or len({*chosen}) < len(chosen):
+        if any(stage not in range(1, len(strides)) for stage in chosen) or len({*chosen}) < len(chosen):
             raise UsageError(
                 f"fused_stages has to list stages from 1 to {len(strides) - 1}, once each; found {chosen}."
             )
@@ -339,7 +340,7 @@ class nnUNetTrainerContextPrior(MultimodalTrainer):
             return
         folder = Path(join(self.output_folder, "validation"))
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        found = annotated_dice(summary, self.case_labels, self.dataset_json["labels"], self.dataset_json["file_ending"])
+        found = annotated_dice(summary, self.case_labels, self.label_manager, self.dataset_json["file_ending"])
         write_whole(folder / SUMMARY, lambda path: save_json(found, path, sort_keys=False))
         self.print_to_log_file(
             "The Mean Validation Dice above is nnU-Net's: it takes classes that a case does not annotate for absent."
@@ -380,21 +381,22 @@ def annotated_counts(logits: Tensor, target: Tensor, annotated: Tensor, labels: 
     return summed if labels.has_regions else [count[1:] for count in summed]
 
 
-def annotated_dice(summary: dict, case_labels: CaseLabels, labels: dict, ending: str) -> dict[str, Any]:
+def annotated_dice(summary: dict, case_labels: CaseLabels, labels: Any, ending: str) -> dict[str, Any]:
     """nnU-Net's summary of a validation, with the classes that a case does not annotate left out.
 
     Args:
         summary: content of summary.json.
         case_labels: what is annotated.
-        labels: of dataset.json.
+        labels: nnU-Net's label manager.
         ending: of the files.
 
     Returns:
         ``{"mean": number, "classes": {name: {"Dice": number, "cases": n}}}``; a class in none of whose annotated cases
         Dice is defined has NaN, and no part in the mean.
     """
-    keys = {str(tuple(value) if isinstance(value, (list, tuple)) else value): name for name, value in labels.items()}
     of_class: dict[str, list[float]] = {name: [] for name in case_labels.outputs if name != "background"}
+    measured = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+    keys = {str(key): name for key, name in zip(measured, of_class)}
     for case in summary["metric_per_case"]:
         unannotated = case_labels.unannotated(Path(case["prediction_file"]).name.removesuffix(ending))
         for key, found in case["metrics"].items():

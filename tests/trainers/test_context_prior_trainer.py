@@ -14,6 +14,7 @@ import pytest
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tiny_training import (
     CASES,
     TABLE,
@@ -236,6 +237,7 @@ def test_validation_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- partially labelled cases ----------------------------------------------------------------------------------------
 
 REGIONS = {"background": 0, "both": [1, 2], "spleen": [2]}
+LISTED = {"background": 0, "liver": [1], "spleen": [2]}  # plain labels to nnU-Net, for all the brackets
 
 
 @pytest.mark.parametrize(
@@ -248,13 +250,14 @@ REGIONS = {"background": 0, "both": [1, 2], "spleen": [2]}
         (f"{NAME}_sigmoid", None, PARTIAL, MaskedTaskLoss),
         (NAME, REGIONS, None, DC_and_BCE_loss),
         (f"{NAME}_sigmoid", REGIONS, {"case_a": ["both"]}, MaskedTaskLoss),
+        (f"{NAME}_sigmoid", LISTED, PARTIAL, MaskedTaskLoss),
         (NAME, REGIONS, {"case_a": ["both"]}, MaskedTaskLoss),
     ],
 )
 def test_which_loss(name: str, labels: Any, case_labels: Any, kind: type) -> None:
     trainer = started(dataset_of(case_labels, labels), name)
     assert isinstance(trainer.loss.segmentation.loss, kind)
-    assert trainer.bare_network().subtract_background is (name.endswith("sigmoid") and labels is None)
+    assert trainer.bare_network().subtract_background is (name.endswith("sigmoid") and labels is not REGIONS)
     assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
     trainer.on_validation_epoch_start()
     with torch.no_grad():
@@ -358,16 +361,25 @@ def test_counts_with_all_annotated_are_nnunets(regions: bool, ignore: bool, monk
         np.testing.assert_array_equal(count.numpy(), wanted[name])
 
 
-def test_dice_of_the_validation_leaves_out_what_is_not_annotated() -> None:
-    labels = {"background": 0, "liver": 1, "spleen": 2}
-    case_labels = CaseLabels.from_dataset_json(dataset_of(PARTIAL))
+@pytest.mark.parametrize(
+    ("labels", "keys"),
+    [
+        ({"background": 0, "liver": 1, "spleen": 2}, ("1", "2")),
+        ({"spleen": 2, "background": 0, "liver": 1}, ("1", "2")),
+        (LISTED, ("1", "2")),
+        ({"background": 0, "liver": [1, 2], "spleen": 2}, ("(1, 2)", "2")),
+    ],
+)
+def test_dice_of_the_validation_leaves_out_what_is_not_annotated(labels: dict[str, Any], keys: tuple[str, str]) -> None:
+    """The keys are nnU-Net's: str() of a label or of a region's tuple."""
+    case_labels = CaseLabels.from_dataset_json(dataset_of(PARTIAL, labels))
     summary = {
         "metric_per_case": [
-            {"prediction_file": f"/out/{case}.nii.gz", "metrics": {"1": {"Dice": liver}, "2": {"Dice": spleen}}}
+            {"prediction_file": f"/out/{case}.nii.gz", "metrics": {keys[0]: {"Dice": liver}, keys[1]: {"Dice": spleen}}}
             for case, liver, spleen in (("case_a", 0.8, 0.0), ("case_b", 0.0, 0.6), ("case_c", 0.4, float("nan")))
         ]
     }
-    found = annotated_dice(summary, case_labels, labels, ".nii.gz")
+    found = annotated_dice(summary, case_labels, LabelManager(labels, [1, 2]), ".nii.gz")
     assert found["classes"] == {
         "liver": {"Dice": pytest.approx(0.6), "cases": 2},
         "spleen": {"Dice": pytest.approx(0.6), "cases": 1},
@@ -403,6 +415,7 @@ def test_case_labels_of_a_case_that_does_not_exist() -> None:
         ({"fused_stages": [0, 1]}, r"fused_stages has to list stages from 1 to 2, once each; found \[0, 1\]"),
         ({"fused_stages": [1, 1]}, r"once each; found \[1, 1\]"),
         ({"fused_stages": ["a"]}, r"once each; found \['a'\]"),
+        ({"fused_stages": [[1, 2]]}, r"once each; found \[\[1, 2\]\]"),
         ({"freeze_unet": True}, "freeze_unet needs a starting_model"),
     ],
 )
