@@ -184,10 +184,10 @@ def _study(args: argparse.Namespace, levels: Sequence[Any], labels: Any, options
             "images": str(args.input.resolve()),
             "reference": str(args.reference.resolve()),
         },
-        {case: _stamp([*images[case].files, references[case]]) for case in both},
+        {case: _stamp([*images[case].files, references[case]], told.get(case)) for case in both},
         bool(args.keep_predictions),
         min(args.jobs, max(1, len(both) // FEW)),
-        lambda case: _example(predictor, images[case], seed, channels),
+        lambda case: _example(predictor, images[case], seed, channels, args.nan_to),
         sorted(images.keys() - references.keys()),
         sorted(references.keys() - images.keys()),
         options["report"],
@@ -310,8 +310,10 @@ def _predict(
     return {case: entry["error"] for case, entry in report.failed.items()}
 
 
-def _example(predictor: Any, case: Any, seed: int, channels: tuple[int, ...]) -> Any:
+def _example(predictor: Any, case: Any, seed: int, channels: tuple[int, ...], nan_to: float | None) -> Any:
     """An image to show the shifts on; None if it cannot be read again."""
+    import numpy as np
+
     from nnunet_multimodal.evaluation.shift_report import Example
 
     reader = predictor.plans_manager.image_reader_writer_class()
@@ -319,6 +321,8 @@ def _example(predictor: Any, case: Any, seed: int, channels: tuple[int, ...]) ->
         images, properties = reader.read_images([str(path) for path in case.files])
     except Exception:  # nnU-Net's readers raise anything; a report without the example is better than none
         return None
+    if nan_to is not None:
+        images = np.where(np.isfinite(images), images, np.float32(nan_to))
     return Example(case.name, images, properties["spacing"], seed, channels)
 
 
@@ -383,9 +387,10 @@ def _told(args: argparse.Namespace, predictor: Any, modality_of: dict[str, str])
     return {case: match_modality(name, known, "--tell-modality") for case, name in modality_of.items()}, harmonise
 
 
-def _stamp(files: Sequence[Path]) -> str:
-    """Sizes and times of files: another one of the same name is noticed."""
-    return " ".join(f"{path.stat().st_size}-{path.stat().st_mtime_ns}" for path in files)
+def _stamp(files: Sequence[Path], told: str | None) -> str:
+    """Sizes and times of files, and what the network is told: another one of the same name is noticed."""
+    seen = [f"{path.stat().st_size}-{path.stat().st_mtime_ns}" for path in files]
+    return " ".join([*seen, *([] if told is None else [told])])
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -73,7 +73,8 @@ class Study:
         settings: what is measured.
         modality_of: case -> modality.
         how: model, seed and all else that must not change between two runs into one folder.
-        stamps: case -> what changes if its image or its reference does; then its levels are done again.
+        stamps: case -> what changes if its image, its reference or what the network is told of it does; then its levels
+            are done again.
         keep: leave the predictions in ``output/predictions``.
         jobs: processes that measure.
         example: case -> its image, to show the shifts on in the report.
@@ -313,7 +314,15 @@ def write_results(
 ) -> None:
     """shift.csv, shift_cases.csv, shift.html and, last, shift.json; all of them or none."""
     cases = [
-        {"shift": level.shift, "level": level.number, "severity": level.severity, **each, "organ": organ, **measures}
+        {
+            "shift": level.shift,
+            "level": level.number,
+            "severity": level.severity,
+            **each,
+            "modality": study.modality_of[each["case"]],  # an earlier run may not have known it
+            "organ": organ,
+            **measures,
+        }
         for level, record in records.items()
         for each in record["results"]
         if each["case"] not in left_out

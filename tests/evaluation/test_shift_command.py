@@ -18,6 +18,7 @@ import pytest
 from nnunet_multimodal import cli
 from nnunet_multimodal.data.shifts import SHIFTS
 from nnunet_multimodal.environment import extension_value
+from nnunet_multimodal.evaluation import shift_study
 from nnunet_multimodal.inference import folder as folder_module
 from nnunet_multimodal.relabel.locks import held
 
@@ -126,6 +127,27 @@ def test_files(work: Path, model: Path) -> None:
     page = html.unescape((work / "out/shift.html").read_text(encoding="utf-8"))
     assert page.count("data:image/png;base64,") == 2, "the curves and the examples"
     assert "http" not in page and f"{mean:.3f}" in page and SHIFTS["gamma"].what in page
+
+
+def test_modalities_that_are_said_later_are_in_all_tables(work: Path, model: Path) -> None:
+    (work / "ref/dataset.json").unlink()
+    names = ["--label-names", "liver=1", "--levels", "1", "--no-report"]
+    assert shift(work, model, "noise", *names) == 0
+    (work / "map.json").write_text(json.dumps(CASES), encoding="utf-8")
+    assert shift(work, model, "noise", *names, "--modality-map", str(work / "map.json")) == 0
+    assert {row["name"] for row in rows_of(result(work), scope="modality")} == {"CT", "MR"}
+    with (work / "out/shift_cases.csv").open(encoding="utf-8") as file:
+        assert {row["case"]: row["modality"] for row in csv.DictReader(file)} == CASES
+
+
+def test_the_example_of_an_image_with_nan_is_what_was_predicted(work: Path, model: Path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(shift_study, "write_report", lambda path, content, example: seen.append(example.images))
+    image = np.asanyarray(nib.load(work / "in/ct_a_0000.nii.gz").dataobj).copy()
+    image[0, 0, 0] = np.nan
+    write(work / "in/ct_a_0000.nii.gz", image.transpose(2, 1, 0))
+    assert shift(work, model, "noise", "--levels", "1", "--nan-to", "-1000") == 0
+    assert seen[0][0, 0, 0, 0] == -1000 and np.isfinite(seen[0]).all()
 
 
 def test_all_shifts_leave_the_grid_and_the_images_alone(work: Path, model: Path) -> None:
@@ -316,6 +338,10 @@ def test_told_modalities_reach_the_network(work: Path, model: Path, monkeypatch:
     assert shift(work, mixed, "noise", *names, *more) == 0
     assert told == ["CT", "MR", "MR"] * 2
     assert result(work)["modalities"] == ["MRI", "ct", "mr"], "the curves have the names that the user gave"
+    del told[:]
+    (work / "map.json").write_text('{"ct_a": "ct", "mr_a": "mr", "mr_b": "CT"}', encoding="utf-8")
+    assert shift(work, mixed, "noise", *names, *more) == 0
+    assert told == ["CT", "MR", "CT"] * 2, "what was told otherwise is not taken from the earlier run"
 
 
 @pytest.mark.parametrize(
