@@ -327,7 +327,10 @@ def write(
             plans.image_reader_writer_class().write_seg(
                 segmentation, str(partial / f"{case}{dataset_json['file_ending']}"), properties
             )
-    for ending in [*([".npz", ".pkl"] if save_probabilities else []), dataset_json["file_ending"]]:
+    beside = [".npz", ".pkl"] if save_probabilities else []
+    if (partial / f"{case}.json").is_file():  # the spacing, which nnU-Net writes beside a TIFF
+        beside = [*beside, ".json"]
+    for ending in [*beside, dataset_json["file_ending"]]:
         with (partial / f"{case}{ending}").open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial / f"{case}{ending}", output / f"{case}{ending}")

@@ -283,6 +283,9 @@ def test_a_tiff_gets_its_spacing_beside_it_and_nothing_else_is_left(models, work
     assert json.loads((work / "out/a.json").read_text(encoding="utf-8")) == {"spacing": [2, 2, 2]}
     assert predict(models["tiff"], work, "--points", "4,5,3", "--voxels") == 0
     assert tifffile.imread(work / "out/a.tif")[3, 5, 4] == 3
+    (work / "out/a.json").unlink()
+    assert predict(models["tiff"], work) == 0  # all texts, as nnU-Net asks
+    assert json.loads((work / "out/a.json").read_text(encoding="utf-8")) == {"spacing": [2, 2, 2]}
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
