@@ -13,7 +13,7 @@ from nnunet_multimodal.networks.modality_head import ModalityHead
 from nnunet_multimodal.networks.text_conditioned import LIMIT, TextOutput
 from nnunet_multimodal.networks.told import ToldNetwork
 
-PREFERENCE = 0.7  # log-odds of the one modality that was trained, where nothing says that an image is of another one
+PREFERENCE = 0.7  # log-odds of a modality that was trained against one that was not: other evidence can outweigh it
 
 
 class GatedOutput(NamedTuple):
@@ -44,6 +44,8 @@ class ModalityMixture(ToldNetwork):
         adapters: those of them that have an adapter, in the order of ``inject_adapters``.
         trained: the one modality that training sees, if there is only one. Nothing can then be learned about telling
             it from others: there is no head, an image is of this modality unless something else says it is not.
+        unseen: those that training does not see, where it sees several. The head cannot know them: each is a little
+            less likely than the likeliest of the others.
     """
 
     choice: Tensor
@@ -55,8 +57,10 @@ class ModalityMixture(ToldNetwork):
         modalities: tuple[str, ...],
         adapters: Sequence[str],
         trained: str | None = None,
+        unseen: Sequence[str] = (),
     ) -> None:
         super().__init__(modalities)
+        self.unseen = [modalities.index(name) for name in unseen]
         self.encoder: Any = network.encoder
         self.decoder: Any = network.decoder
         self.gates, self.trained = gates, trained
@@ -71,7 +75,7 @@ class ModalityMixture(ToldNetwork):
         skips = None
         if self.modality_head is not None:
             skips = look(self.encoder, image)
-            modality_logits = self.modality_head(skips)
+            modality_logits = unlikely(self.modality_head(skips), self.unseen)
         else:
             modality_logits = image.new_tensor([PREFERENCE * (name == self.trained) for name in self.modalities])
             modality_logits = modality_logits.expand(image.shape[0], -1)
@@ -82,6 +86,15 @@ class ModalityMixture(ToldNetwork):
         if self.training:
             return TextOutput(segmentation, modality_logits, modality)
         return segmentation
+
+
+def unlikely(logits: Tensor, unseen: Sequence[int]) -> Tensor:
+    """[B, M] with those of ``unseen`` by the highest of the others, whatever they were."""
+    if not unseen:
+        return logits
+    highest = logits[:, [index for index in range(logits.shape[1]) if index not in unseen]].amax(1)
+    columns = [highest - PREFERENCE if index in unseen else column for index, column in enumerate(logits.unbind(1))]
+    return torch.stack(columns, dim=1)
 
 
 class LearnedMixture(nn.Module):

@@ -41,6 +41,7 @@ class nnUNetTrainerMoA(AdaptingTrainer):
         # written by the trainer, for prediction:
         "modalities": [],
         "trained_modality": None,
+        "unseen_modalities": [],
     }
     settled_settings: ClassVar[tuple[str, ...]] = (
         *AdaptingTrainer.settled_settings,
@@ -48,6 +49,7 @@ class nnUNetTrainerMoA(AdaptingTrainer):
         "base_modalities",
         "modalities",
         "trained_modality",
+        "unseen_modalities",
         "experts",
         "top_k",
     )
@@ -68,7 +70,7 @@ class nnUNetTrainerMoA(AdaptingTrainer):
         where, new = f"dataset.json of {plans['dataset_name']}", self.settings["new_modality"]
         if has_table(dataset_json):
             self.table = ModalityTable.from_dataset_json(dataset_json, where)
-            there = list(self.table.modalities)
+            there = [name for name in self.table.modalities if name in self.table.case_modality.values()]
             if new is not None and known_spelling(new, there) is None:
                 raise UsageError(
                     f"the cases are {new} by 'new_modality' (--modality), and {', '.join(there)} by the modality table "
@@ -85,6 +87,7 @@ class nnUNetTrainerMoA(AdaptingTrainer):
         self.settings["base_modalities"] = base
         self.settings["modalities"] = [*base, *(name for name in there if name not in base)]
         self.settings["trained_modality"] = there[0] if len(there) == 1 else None
+        self.settings["unseen_modalities"] = [name for name in base if name not in there]
 
     def check_dataset(self) -> None:
         """Something is to be adapted, and something is to stay."""
@@ -128,7 +131,14 @@ class nnUNetTrainerMoA(AdaptingTrainer):
             raise UsageError(f"settings of the adapters in the plans: {error}") from error
         if learned:
             return LearnedMixture(network, gates, len(adapters), settings["top_k"])
-        return ModalityMixture(network, gates, tuple(settings["modalities"]), adapters, settings["trained_modality"])
+        return ModalityMixture(
+            network,
+            gates,
+            tuple(settings["modalities"]),
+            adapters,
+            settings["trained_modality"],
+            settings.get("unseen_modalities", []),
+        )
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()

@@ -19,6 +19,7 @@ from nnunet_multimodal.networks.mixture import (
     ModalityMixture,
     start_heads,
     top_shares,
+    unlikely,
 )
 from nnunet_multimodal.networks.text_conditioned import TextOutput
 
@@ -175,6 +176,29 @@ def test_the_only_trained_modality_is_assumed_without_a_head() -> None:
         assert torch.equal(mixed(x), found)
         mixed.tell(0)
         assert torch.equal(mixed(x), base(x))
+
+
+def test_a_modality_that_training_does_not_see_is_not_ruled_out() -> None:
+    """Of MR and PET alone a head learns that nothing is CT; air in Hounsfield units must be able to say that it is."""
+    logits = torch.tensor([[-9.0, 5.0, 1.0], [-9.0, 0.0, 3.0]], requires_grad=True)
+    assert unlikely(logits, []) is logits
+    found = unlikely(logits, [0])
+    torch.testing.assert_close(found[:, 1:], logits[:, 1:])
+    torch.testing.assert_close(found[:, 0], torch.tensor([4.3, 2.3]))
+    loss = nn.functional.cross_entropy(unlikely(50 * logits, [0]), torch.tensor([1, 2]))
+    assert torch.autograd.grad(loss, logits)[0].abs().max() < 1e-4, "what is known is not driven on"
+
+    base, network = unet(), unet()
+    network.load_state_dict(base.state_dict())
+    gates = inject_adapters(network, ("MR", "PET"), rank=2)
+    mixed: Any = ModalityMixture(network, gates, MODALITIES, ("MR", "PET"), None, ["CT"]).eval()
+    learn_something(mixed)
+    with torch.no_grad():
+        mixed.modality_head.linear.weight.zero_()
+        mixed.modality_head.linear.bias.copy_(torch.tensor([-9.0, 1.0, 9.0]))
+        mixed(torch.randn(2, 1, 16, 16))
+    shares = mixed.modality_logits.softmax(1)
+    assert (shares.argmax(1) == 2).all() and (shares[:, 0] > 0.3).all()
 
 
 def test_a_class_that_the_base_does_not_know_is_never_its_answer() -> None:

@@ -310,6 +310,15 @@ def test_what_a_mixture_has_to_know() -> None:
         moa(base_modalities=["CT"], new_modality="PET")
     with pytest.raises(UsageError, match=r"top_k is 1: .* the gate would learn nothing"):
         moa(gate="learned", top_k=1)
+    two = tiny_dataset(MOA)
+    two["nnunet_multimodal"] = {"modalities": ["CT", "T1", "T2"], "case_modality": {CASES[0]: "T1", CASES[1]: "T2"}}
+    mixed = moa(two, base_modalities=["CT"]).settings
+    assert (mixed["modalities"], mixed["trained_modality"], mixed["unseen_modalities"]) == (
+        ["CT", "T1", "T2"], None, ["CT"],
+    )  # fmt: skip
+    two["nnunet_multimodal"]["case_modality"] = {CASES[0]: "T2"}
+    single = moa(two, base_modalities=["CT"]).settings
+    assert (single["modalities"], single["trained_modality"]) == (["CT", "T2"], "T2"), "no adapter that nothing trains"
     spelled = moa(base_modalities=["ct"], new_modality="MRI")
     assert spelled.settings["modalities"] == ["CT", "MR"] and spelled.settings["base_modalities"] == ["CT"]
     both = moa(base_modalities=["CT"])
