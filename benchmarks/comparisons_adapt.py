@@ -86,13 +86,17 @@ _PHANTOM = AdaptComparison(
         "LoRA_r4": Method(_LORA, "adapt", _ADAPTERS),
         "LoRA_r8": Method(_LORA, "adapt", _ADAPTERS),
         "LoRA_r8_1e-2": Method(_LORA, "adapt", {**_ADAPTERS, "initial_lr": 1e-2}),
-        "LoRA_r8_2e-2": Method(_LORA, "adapt", {**_ADAPTERS, "initial_lr": 2e-2}),
+        "LoRA_r8_norm": Method(_LORA, "adapt", _ADAPTERS),
         "LoRA_r16": Method(_LORA, "adapt", _ADAPTERS),
         "MoA_r8": Method(_MOA, "adapt", _ADAPTERS),
         "ContextPrior": Method("nnUNetTrainerContextPrior", "adapt", {"initial_lr": 1e-3}),
+        # three times as many steps, at the rates that did best
+        "full_long": Method(_FULL, "adapt", {"initial_lr": 3e-3, "num_epochs": 15}, adamw=True),
+        "LoRA_r8_long": Method(_LORA, "adapt", {**_ADAPTERS, "num_epochs": 15}),
     },
     adapt={
         "LoRA_r4": ("--rank", "4", "--alpha", "4"),
+        "LoRA_r8_norm": ("--train-norm", "--train-bias"),
         "LoRA_r16": ("--rank", "16", "--alpha", "16"),
         "MoA_r8": ("--base-modality", "CT"),
     },
