@@ -159,15 +159,16 @@ def test_models_are_compared_where_the_reference_speaks(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", *map(str, folders), "-o", str(tmp_path / "out"), "-j", "1"]
-    assert main([*words, "--compare", f"true={folders[1]}"]) == 0
-    assert "not annotated, in no mean: liver in 1 case, spleen in 1 case" in capsys.readouterr().out
+    assert main([*words, "--compare", f"true={folders[1]}", "--label-names", "Liver=1", "spleen=2"]) == 0
+    assert "not annotated, in no mean: Liver in 1 case, spleen in 1 case" in capsys.readouterr().out
     content = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert [(test["pairs"], test["unpaired"]) for test in content["tests"] if test["metric"] == "dsc"] == [
         (3, 0), (2, 0), (2, 0),
     ]  # fmt: skip
     with (tmp_path / "out" / "comparison.csv").open(encoding="utf-8") as file:
-        assert {row["not_annotated"] for row in csv.DictReader(file) if row["organ"] == "liver"} == {"1"}
-    assert "Not annotated, in no mean" in (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+        assert {row["not_annotated"] for row in csv.DictReader(file) if row["organ"] == "Liver"} == {"1"}
+    for page in ("comparison.html", "true/report.html"):
+        assert "Not annotated, in no mean: Liver in 1 case" in (tmp_path / "out" / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
