@@ -49,7 +49,7 @@ def find_missing(predictor: nnUNetPredictor, names: Sequence[str], words: Sequen
         words: what was written behind ``--missing``.
 
     Raises:
-        UsageError: the model needs all channels, does not have this one, or none would be left.
+        UsageError: the model needs all channels, does not have this one or has two of its name, or none would be left.
     """
     network = branched(predictor)
     if network is None:
@@ -60,7 +60,10 @@ def find_missing(predictor: nnUNetPredictor, names: Sequence[str], words: Sequen
     found = {match_modality(word, names, "--missing") for word in words}
     if len(found) > 1:
         raise UsageError(f"--missing {' '.join(words)}: then nothing is left to predict from. Name one of them.")
-    channel = list(names).index(found.pop())
+    name = found.pop()
+    if list(names).count(name) > 1:
+        raise UsageError(f"--missing {name}: all channels of the model are called so. Give them names in dataset.json.")
+    channel = list(names).index(name)
     left = 1 - network.channels.index(channel)
     return Missing(channel, names[channel], ("ct", "mr")[left], names[network.channels[left]])
 
@@ -83,7 +86,7 @@ def with_stand_in(image: np.ndarray, channel: int, normalisation: str) -> np.nda
     """An image without its missing channel -> with something in its place that changes nothing for the other one.
 
     nnU-Net crops to where any channel is not 0, and normalises what it has cropped. A CT in air is nowhere 0, so
-    nothing was cropped in training.
+    nothing was cropped in training. Any other image is taken to be 0 where the one that is there is 0.
 
     Args:
         image: [channels - 1, Z, Y, X].

@@ -18,6 +18,7 @@ from tiny_paired import TRAINER, pair, paired_result_folder
 
 from nnunet_multimodal.cli import main
 from nnunet_multimodal.environment import extension_value
+from nnunet_multimodal.errors import UsageError
 from nnunet_multimodal.inference.missing import answering, find_missing, with_stand_in
 from nnunet_multimodal.inference.modality import ModalityPredictor
 
@@ -220,6 +221,15 @@ def test_afterwards_the_fused_branch_answers_again(models) -> None:
         assert predictor.network.output_branch == "mr"
         raise KeyboardInterrupt
     assert predictor.network.output_branch == "mm"
+
+
+def test_two_channels_of_one_name(models) -> None:
+    """nnU-Net allows it; which one is missing cannot be told by name then."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor = ModalityPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(models["contrasts"]), (0,))
+    with pytest.raises(UsageError, match="--missing MR: all channels of the model are called so"):
+        find_missing(predictor, ["MR", "MR"], ["mri"])
 
 
 def test_the_stand_in() -> None:
