@@ -16,6 +16,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
+from nnunet_multimodal.conversion.images import SUFFIXES, read_labels
 from nnunet_multimodal.data.prompt_sampling import box_of, shift_box
 from nnunet_multimodal.errors import DataProblem
 from nnunet_multimodal.evaluation.output import all_or_none
@@ -187,15 +188,23 @@ def read_reference(job: Job, opened: Opened) -> np.ndarray:
     """The labels of a case [Z, Y, X], as nnU-Net's reader gives them.
 
     Raises:
-        DataProblem: there are none, or they are of another grid than the image.
+        DataProblem: there are none, they cannot be read, are no whole numbers, or are of another grid than the image.
     """
     assert job.labels is not None
     path = job.labels / f"{opened.case.name}{job.predictor.dataset_json['file_ending']}"
     if not path.is_file():
         raise DataProblem(f"case {opened.case.name}: {path} (--box-from-labels) does not exist.")
-    with contextlib.redirect_stdout(io.StringIO()):
-        labels, properties = job.predictor.plans_manager.image_reader_writer_class().read_seg(str(path))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            labels, properties = job.predictor.plans_manager.image_reader_writer_class().read_seg(str(path))
+    except Exception as error:  # nnU-Net's readers raise anything, and often do not name the file
+        if path.name.lower().endswith(SUFFIXES):
+            read_labels(path)  # says what is wrong with it
+        raise DataProblem(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     array: np.ndarray = labels[0]
+    broken = array != np.round(array)
+    if broken.any():
+        raise DataProblem(f"{path} is no label map: {int(broken.sum())} voxels such as {array[broken][0]:g}.")
     own, image = affine_of(properties), affine_of(opened.properties)
     if array.shape != opened.shape:
         raise DataProblem(f"{path} has {array.shape} voxels (z, y, x), its image {opened.shape}: they must agree.")

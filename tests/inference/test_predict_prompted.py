@@ -395,6 +395,23 @@ def test_labels_that_do_not_fit(models, work: Path, known, capsys) -> None:
     assert "voxels (z, y, x), its image" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:60]), r"Cannot read \S+labels/a.nii.gz: file ends early"),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), r"labels/a.nii.gz is not NIfTI \(starts"),
+        (lambda path: store(path, labelled() * 0.9999), r"labels/a.nii.gz is no label map: 534 voxels such as"),
+    ],
+)
+@pytest.mark.parametrize("study", [[], ["--box-shift", "1"]])
+def test_labels_that_are_none(models, work: Path, known, capsys, spoil: Any, message: str, study: list[str]) -> None:
+    (work / "in/b_0000.nii.gz").unlink()
+    spoil(work / "labels/a.nii.gz")
+    words = ["--box-from-labels", str(work / "labels"), "--text", "liver", *study]
+    assert predict(models["segvol"], work, *words) == 4
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_a_study_of_boxes(models, work: Path, known, capsys) -> None:
     """A network that fills its box is as good as the box; the same seed gives the same boxes."""
     words = ["--box-from-labels", str(work / "labels"), "--box-shift", "3", "1", "--draws", "2"]
