@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nnunet_multimodal.conversion.dataset import find_files, first_names
+from nnunet_multimodal.conversion.dataset import case_id, find_files, first_names
 from nnunet_multimodal.conversion.images import split_suffix
 from nnunet_multimodal.errors import DataProblem
 
@@ -14,7 +14,8 @@ def find_channel_files(folders: Mapping[str, Path]) -> dict[str, tuple[Path, ...
     """Case -> its file of each channel, in the order of ``folders``.
 
     A file is named CASE, CASE_NAME (CASE_Flair for the channel FLAIR) or CASE_000N for the N-th channel from 0. Where
-    several channels share a folder, only the latter two tell which is which.
+    several channels share a folder, only the latter two tell which is which. In a folder of its own a file may be named
+    as the case is in the first channel's, with a number at its end (p_0001) or nnU-Net's _0000.
 
     Args:
         folders: name of each channel, and where its images are.
@@ -26,7 +27,8 @@ def find_channel_files(folders: Mapping[str, Path]) -> dict[str, tuple[Path, ...
     of_channel: dict[str, dict[str, Path]] = {}
     for index, (name, folder) in enumerate(folders.items()):
         shared = sum(other.resolve() == folder.resolve() for other in folders.values()) > 1
-        of_channel[name] = _of_channel(folder, name, index, shared)
+        first = next(iter(of_channel.values()), {})
+        of_channel[name] = _of_channel(folder, name, index, None if shared else first)
     cases = sorted(set().union(*of_channel.values()))
     lacking = []
     for name, files in of_channel.items():
@@ -39,14 +41,16 @@ def find_channel_files(folders: Mapping[str, Path]) -> dict[str, tuple[Path, ...
     return {case: tuple(files[case] for files in of_channel.values()) for case in cases}
 
 
-def _of_channel(folder: Path, name: str, index: int, shared: bool) -> dict[str, Path]:
+def _of_channel(folder: Path, name: str, index: int, first: Mapping[str, Path] | None) -> dict[str, Path]:
+    """Case -> file; ``first`` is that of the first channel, None in a folder that several share."""
     files: dict[str, Path] = {}
     for path in find_files(folder, f"{name} image").values():
         stem = split_suffix(path)[0]
         case = _strip(stem, name, index)
-        if case is None and shared:
+        if first is not None and (case is None or stem in first):
+            case = case_id(path)
+        if case is None:
             continue  # of another channel
-        case = stem if case is None else case
         if case in files:
             raise DataProblem(f"Case id '{case}' comes from {files[case]} and {path}. Rename one of them.")
         files[case] = path

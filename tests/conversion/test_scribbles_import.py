@@ -13,6 +13,8 @@ import pytest
 from tiny_data import AFFINE, make_image, make_label, save
 from tiny_scribbles import Scribbled, make_scribbled, make_scribbles
 
+from nnunet_multimodal.conversion.channel_files import find_channel_files
+
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -179,6 +181,18 @@ def test_two_channels_in_two_folders(scribbled: Scribbled, call: Call) -> None:
     assert read_json(scribbled.dataset / "coverage.json")["body_overlap"]["a"]["MR"] > 0.9
     assert "nnUNetTrainerCmFNet" in text
     assert call(["doctor", "-d", "7"])[0] == 0
+
+
+def test_two_folders_of_numbered_cases(tmp_path: Path) -> None:
+    """In a folder of its own the second channel's p_0001 is case p_0001, if the first has it, and no channel 1 of p."""
+    names = {"ct": ("p_0000", "p_0001", "p_0002", "q_0000"), "mr": ("p_0000", "p_0001", "p_0002", "q_0001")}
+    for folder, stems in names.items():
+        for stem in stems:
+            save(tmp_path / folder / f"{stem}.nii.gz", make_image())
+    found = find_channel_files({"CT": tmp_path / "ct", "MR": tmp_path / "mr"})
+    assert {case: [path.name.removesuffix(".nii.gz") for path in files] for case, files in found.items()} == {
+        "p": ["p_0000"] * 2, "p_0001": ["p_0001"] * 2, "p_0002": ["p_0002"] * 2, "q": ["q_0000", "q_0001"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("names", [("Flair", "T1c"), ("0000", "0001")])
