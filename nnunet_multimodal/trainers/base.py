@@ -107,7 +107,8 @@ class MultimodalTrainer(nnUNetTrainer):
         ):
             raise DataProblem(
                 f'{self.plans_manager.dataset_name} has "{CASE_LABELS}": not every class is annotated in every case. '
-                f"{type(self).__name__} would learn that they are background there. Take nnUNetTrainerContextPrior."
+                f"{type(self).__name__} would learn that they are background there. Take nnUNetTrainerContextPrior"
+                + ("." if has_table(dataset_json) else "_noModality: there is no modality table.")
             )
 
     def complete_settings(self, dataset_json: dict, plans: dict, configuration: str) -> None:

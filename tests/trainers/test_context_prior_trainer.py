@@ -390,6 +390,11 @@ def test_dice_of_the_validation_leaves_out_what_is_not_annotated(labels: dict[st
 def test_other_trainers_would_teach_background() -> None:
     with pytest.raises(DataProblem, match=r"has \"case_labels\".*Take nnUNetTrainerContextPrior"):
         built(dataset_of(PARTIAL), "nnUNetTrainerMulModSeg")
+    alone = {**tiny_dataset("nnUNetTrainer"), "nnunet_multimodal": {"case_labels": PARTIAL}}
+    with pytest.raises(DataProblem, match=r"Take nnUNetTrainerContextPrior_noModality: there is no modality table"):
+        built(alone, "nnUNetTrainerContrastAug")
+    trainer = started(alone, f"{NAME}_noModality")
+    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
 
 
 def test_a_class_that_no_training_case_has() -> None:
