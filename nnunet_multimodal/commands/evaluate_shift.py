@@ -315,6 +315,7 @@ def _example(predictor: Any, case: Any, seed: int, channels: tuple[int, ...], na
     import numpy as np
 
     from nnunet_multimodal.evaluation.shift_report import Example
+    from nnunet_multimodal.inference.position import affine_of
 
     reader = predictor.plans_manager.image_reader_writer_class()
     try:
@@ -323,7 +324,7 @@ def _example(predictor: Any, case: Any, seed: int, channels: tuple[int, ...], na
         return None
     if nan_to is not None:
         images = np.where(np.isfinite(images), images, np.float32(nan_to))
-    return Example(case.name, images, properties["spacing"], seed, channels)
+    return Example(case.name, images, properties["spacing"], seed, channels, affine_of(properties))
 
 
 def _fold(text: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
 
 from nnunet_multimodal.conversion.dataset import first_names
 from nnunet_multimodal.conversion.images import written_whole
@@ -27,6 +28,7 @@ class Example:
         images: [C, Z, Y, X], as read.
         spacing: (z, y, x).
         seed, channels: of ``Change``.
+        affine: [4, 4], voxel (x, y, z) to mm in RAS; None for a picture without a place.
     """
 
     case: str
@@ -34,6 +36,7 @@ class Example:
     spacing: Sequence[float]
     seed: int
     channels: tuple[int, ...]
+    affine: np.ndarray | None = None
 
 
 def write_report(path: Path, content: Mapping[str, Any], example: Example | None = None) -> None:
@@ -95,14 +98,19 @@ def example_slices(
     content: Mapping[str, Any], example: Example
 ) -> tuple[dict[str, list[tuple[str, np.ndarray]]], float]:
     """shift -> (severity, the middle slice of the first image) of each level; height of its voxels over their width."""
+    turn = np.array([[0, 1], [1, 1], [2, 1]], float)  # of (x, y, z): nnU-Net's readers leave arrays as they are stored
+    if example.affine is not None and not np.isnan(stored := io_orientation(example.affine)).any():
+        turn = stored
     channel = example.channels[0]
-    shape = example.images.shape[1:]
-    axis = next((axis for axis, size in enumerate(shape) if size == 1), slice_axis(shape, example.spacing))
+    shape = apply_orientation(example.images[channel].T, turn).T.shape
+    spacing = [example.spacing[2 - int(np.flatnonzero(turn[:, 0] == 2 - axis)[0])] for axis in range(3)]
+    axis = next((axis for axis, size in enumerate(shape) if size == 1), slice_axis(shape, spacing))
 
     rows, columns = (a for a in range(3) if a != axis)
 
     def cut(images: np.ndarray) -> np.ndarray:
-        picture = np.asarray(np.take(images[channel], shape[axis] // 2, axis=axis))
+        upright = apply_orientation(images[channel].T, turn).T
+        picture = np.asarray(np.take(upright, shape[axis] // 2, axis=axis))
         return picture[:, ::-1] if columns == 2 else picture  # radiological: the patient's right is on the left
 
     found = {}
@@ -114,7 +122,7 @@ def example_slices(
             )
             pictures.append((f"{severity:.3g}", cut(changed)))
         found[shift] = pictures
-    return found, float(example.spacing[rows] / example.spacing[columns])
+    return found, float(spacing[rows] / spacing[columns])
 
 
 def describe(content: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -59,7 +59,7 @@ class nnUNetTrainerSegVol(MultimodalTrainer):
         "text": "auto",  # "one_hot", a file of `nnunet_multimodal embed`, or that file beside the plans if there is one
         "organs_per_image": 1,
         "combinations_per_step": len(COMBINATIONS),  # fewer are drawn by chance
-        "absent_share": 0.2,  # of the questions: for an organ that is not there, by text
+        "absent_share": 0.2,  # of the organs asked for: one that is not there, by text alone
         "whole_share": 0.25,  # of the images: the whole volume, resized to the window
         "positive_points": 10,  # at most, beside the one that there always is
         "negative_points": 10,  # at most
