@@ -184,6 +184,8 @@ def _simulate(
 
     _refuse_own_input(paths, output)
     classes = _classes(args)
+    with_background = drawing.background != "none" or args.dataset_id is not None  # a data set judges by it, too
+    unknown = (class_names_of(args) or {}).get("ignore", ()) if with_background else ()
     images = find_channel_files(named_folders(args.images, args.channel_name, "--images")) if args.within_body else None
     output.mkdir(parents=True, exist_ok=True)
     shares: dict[str, dict[str, float]] = {}
@@ -193,7 +195,8 @@ def _simulate(
         try:
             if images is not None and case not in images:
                 raise DataProblem(f"{path} has no image of its name, so the body is not known.")
-            shares[case] = simulate_file(path, case, output, drawing, classes, images[case] if images else ())
+            body = images[case] if images else ()
+            shares[case] = simulate_file(path, case, output, drawing, classes, body, unknown)
         except DataProblem as problem:
             failed[str(path)] = str(problem)
     unlabelled = {} if drawing.background == "none" else {"unlabelled": UNLABELLED}

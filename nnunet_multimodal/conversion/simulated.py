@@ -59,6 +59,7 @@ def simulate_file(
     drawing: Drawing,
     classes: Mapping[str, tuple[int, ...]] | None = None,
     images: Sequence[Path] = (),
+    unknown: Sequence[int] = (),
 ) -> dict[str, float]:
     """Draw on one label map, and write OUTPUT/CASE.nii.gz.
 
@@ -69,16 +70,22 @@ def simulate_file(
         drawing: how to draw.
         classes: name -> values, drawn as the first of them; None draws all that is there.
         images: background is drawn inside the body in these only; none is everywhere.
+        unknown: values that may not be there: nobody knows whether that is background.
 
     Returns:
         The share of each drawn class, by its value, that is covered; with background, that of "0" as well.
 
     Raises:
         DataProblem: the file cannot be read, holds what is no label, or none of the classes where no background is
-            drawn either.
+            drawn either; or it has an unknown value.
     """
     volume = read_labels(path)
     values = np.unique(volume.data)
+    if there := [value for value in unknown if value in values]:
+        raise DataProblem(
+            f"{path} has voxels labelled ignore ({there[0]}), of which nobody knows whether they are background. "
+            "Scribbles are simulated on label maps that are complete; leave this one out."
+        )
     check_label_values(volume, {int(value) for value in values if value >= 0 and value == np.rint(value)} | {0})
     organs = [int(value) for value in values if value > 0]
     wanted = organs if classes is None else [value for of_class in classes.values() for value in of_class]

@@ -176,6 +176,21 @@ def test_input_in_the_data_set_that_is_replaced(inputs: Inputs, call: Call) -> N
     assert call(["scribbles", "simulate", *labels, *images, "-d", "8"])[0] == 0
 
 
+def test_what_is_ignored_in_the_label_map_is_not_taken_for_background(
+    inputs: Inputs, call: Call, tmp_path: Path
+) -> None:
+    words = ["scribbles", "simulate", "--labels", str(inputs.labels), "--label-names", "a=1", "b=2", "ignore=3"]
+    assert call([*words, "--images", str(inputs.images), "-d", "8"])[0] == 0  # named, but nowhere
+    label = make_label()
+    label[..., 5] = 3
+    save(inputs.label("b"), label)
+    code, _, error = call([*words, "--images", str(inputs.images), "-d", "9"])
+    assert code == 4 and "b.nii.gz has voxels labelled ignore (3)" in error
+    code, _, error = call([*words, "-o", str(tmp_path / "out"), "--background", "erode"])
+    assert code == 1 and "labelled ignore (3)" in error
+    assert call([*words, "-o", str(tmp_path / "strokes")])[0] == 0  # of organs alone
+
+
 def test_output_is_a_file(inputs: Inputs, call: Call) -> None:
     code, _, error = call(["scribbles", "simulate", "--labels", str(inputs.labels), "-o", str(inputs.image())])
     assert code == 2 and "is a file, expected a folder" in error
