@@ -177,6 +177,14 @@ class nnUNetTrainerMoA(AdaptingTrainer):
         train, val = super().do_split()
         if self.table is not None:
             self.table.require([*train, *val], f"dataset.json of {self.plans_manager.dataset_name}")
+            seen = {self.table.case_modality[case] for case in train}
+            new = [name for name in self.settings["modalities"] if name not in self.settings["base_modalities"]]
+            absent = [name for name in new if name not in seen]
+            if self.settings["gate"] == "modality" and absent:
+                self.print_to_log_file(
+                    f"WARNING: fold {self.fold} trains on no case of {', '.join(absent)}, whose images it will answer "
+                    "as the starting model does. More cases, or fold all, would teach it better."
+                )
         return train, val
 
     def tell(self, batch: dict | None) -> None:

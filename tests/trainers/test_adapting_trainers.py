@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -285,11 +286,13 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> 
         started(LORA, **settings)
 
 
-def moa(dataset: dict[str, Any] | None = None, scheme: str = "ZScoreNormalization", **settings: Any) -> Any:
+def moa(
+    dataset: dict[str, Any] | None = None, scheme: str = "ZScoreNormalization", fold: int = 0, **settings: Any
+) -> Any:
     """A mixture's trainer, not yet started."""
     plans = tiny_plans(2, 1, settings)
     plans["configurations"]["2d"]["normalization_schemes"] = [scheme]
-    return getattr(trainers, MOA)(plans, configuration_name(2), 0, dataset or tiny_dataset(MOA), CPU)
+    return getattr(trainers, MOA)(plans, configuration_name(2), fold, dataset or tiny_dataset(MOA), CPU)
 
 
 def test_what_a_mixture_has_to_know() -> None:
@@ -334,6 +337,20 @@ def test_a_case_that_is_not_in_the_table_is_named() -> None:
     trainer = moa(dataset, base_modalities=["CT"], starting_model=str(path))
     with pytest.raises(DataProblem, match=f"1 cases are not in the modality table: {CASES[-1]}"):
         trainer.on_train_start()
+
+
+def test_a_modality_that_a_fold_does_not_train_on_is_named() -> None:
+    """faults.md row 31: its adapter stays as it began."""
+    dataset = tiny_dataset(MOA)
+    table = {**dict.fromkeys(CASES[:-1], "T1"), CASES[-1]: "T2"}
+    dataset["nnunet_multimodal"] = {"modalities": ["T1", "T2"], "case_modality": table}
+    path = save_starting_model(2, dataset)
+    splits = Path(os.environ["nnUNet_preprocessed"], "Dataset601_Tiny", "splits_final.json")
+    splits.write_text(json.dumps([{"train": CASES[:-1], "val": CASES[-1:]}, {"train": CASES, "val": CASES[:1]}]))
+    for fold, named in ((0, True), (1, False)):
+        trainer = moa(dataset, fold=fold, base_modalities=["CT"], starting_model=str(path))
+        trainer.do_split()
+        assert (f"fold {fold} trains on no case of T2" in log_of(trainer)) == named
 
 
 class Touch:
