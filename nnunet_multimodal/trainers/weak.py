@@ -296,7 +296,8 @@ class WeakTrainer(MultimodalTrainer):
             self.plans_manager.image_reader_writer_class(),
         )
         if found.cases:
-            names = {value: name for name, value in self.dataset_json["labels"].items()}
+            labels = self.dataset_json["labels"].items()  # nnU-Net takes a list of one for its id
+            names = {value[0] if isinstance(value, (list, tuple)) else value: name for name, value in labels}
             of_class = ", ".join(f"{names[label]} {dice:.4f}" for label, dice in found.of_class.items())
             self.print_to_log_file(f"Dense Dice: {found.mean:.4f} ({of_class}) of {len(found.cases)} cases")
         elif not dense.is_dir():

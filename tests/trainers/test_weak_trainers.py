@@ -17,6 +17,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_training import (
     NAMES,
@@ -473,6 +474,27 @@ def test_dense_labels_that_cannot_be_read_are_left_out(content: bytes, tmp_path:
     (dense / "b.nii.gz").write_bytes(content)
     found = dense_validation(predicted, dense, ["a", "b"], ".nii.gz", [1], NibabelIOWithReorient())
     assert found.cases == ["a"] and "b.nii.gz" in found.left_out["b"]
+
+
+def test_labels_as_lists_of_one_id_are_named_in_the_log(
+    nnunet_folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nnU-Net takes them for plain labels; the log of a training that has just ended is no place to fail."""
+    name = "nnUNetTrainerPartialCE"
+    dataset = tiny_dataset(name)
+    dataset["labels"] |= {"liver": [1], "spleen": [2]}
+    trainer = getattr(trainers, name)(tiny_plans(2, 1), "2d", 0, dataset, CPU)
+    save_cases(Path(trainer.preprocessed_dataset_folder), 1, scribbles=True)
+    trainer.initialize()
+    case = trainer.do_split()[1][0]
+    for folder in (
+        Path(trainer.output_folder, "validation"),
+        Path(nnunet_folders["nnUNet_raw"], trainer.plans_manager.dataset_name, "labelsTr_dense"),
+    ):
+        save_map(folder / f"{case}.nii.gz", [1, 1, 2, 2, 0, 0, 0, 0])
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda self, *_: None)
+    trainer.perform_actual_validation()
+    assert "Dense Dice: 1.0000 (liver 1.0000, spleen 1.0000) of 1 cases" in log_of(trainer)
 
 
 def test_no_dense_labels_at_all(tmp_path: Path) -> None:
