@@ -39,7 +39,13 @@ from compare_scribbles import make_dense, real_images, share
 from comparisons_paired import PairedComparison
 from main_job import ENDING, link
 
-METRICS = ("DSC", "ASD")
+# Name to title; "largest" keeps the largest component of each structure, as nnU-Net's post-processing may.
+METRICS = {
+    "DSC": "DSC",
+    "ASD": "ASD, mm",
+    "DSC_largest": "DSC of each structure's largest component",
+    "ASD_largest": "ASD of each structure's largest component, mm",
+}
 
 
 @dataclass(frozen=True)
@@ -221,12 +227,27 @@ def score(shop: Workshop, name: str, seed: int, log: TextIO) -> None:
             truth = nib.load(shop.work / f"pairs/labels/{subject}{ENDING}")
             found = nib.load(shop.predictions(row, seed) / f"{subject}{ENDING}")
             arrays = [np.asarray(each.dataobj).round().astype(int) for each in (found, truth)]
-            for organ, measures in measure(*arrays, truth.header.get_zooms()[:3], shop.organs).items():
-                asd = measures.asd_mm if np.isfinite(measures.asd_mm) else None
-                dsc = None if np.isnan(measures.dsc) else measures.dsc
-                rows.append({"case": subject, "organ": organ, "DSC": dsc, "ASD": asd})
+            maps = (arrays[0], largest_components(arrays[0]))
+            of_maps = [measure(each, arrays[1], truth.header.get_zooms()[:3], shop.organs) for each in maps]
+            for organ in shop.organs:
+                measured: dict[str, Any] = {"case": subject, "organ": organ}
+                for of_organs, suffix in zip(of_maps, ("", "_largest")):
+                    measures = of_organs[organ]
+                    measured[f"DSC{suffix}"] = None if np.isnan(measures.dsc) else measures.dsc
+                    measured[f"ASD{suffix}"] = measures.asd_mm if np.isfinite(measures.asd_mm) else None
+                rows.append(measured)
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+
+
+def largest_components(found: np.ndarray) -> np.ndarray:
+    """The label map with one piece of each label, the largest."""
+    import cc3d
+
+    kept = np.zeros_like(found)
+    for value in np.unique(found[found > 0]):
+        kept[cc3d.largest_k(found == value, k=1, connectivity=26) > 0] = value
+    return kept
 
 
 STEPS = (train, predict, score)
@@ -265,15 +286,15 @@ def markdown(comparison: PairedComparison, summary: Mapping[str, Any], organs: I
     """The tables that the README shows."""
     organs = list(organs)
     parts: list[str] = []
-    for metric, title in zip(METRICS, ("DSC", "ASD, mm")):
+    for metric, title in METRICS.items():
         rows = []
         for name, entry in summary.items():
             means = of_seeds(entry, metric, "mean")
             row = [name, entry["labels"], *(cell(of_seeds(entry, metric, "organs", organ)) for organ in organs)]
             row += [cell(means)] if len(organs) > 1 else []
-            row += [share(summary, comparison.full, means)] if metric == "DSC" else []
+            row += [share(summary, comparison.full, means, metric)] if metric.startswith("DSC") else []
             rows.append(row)
-        of_full = ["of full supervision"] if metric == "DSC" else []
+        of_full = ["of full supervision"] if metric.startswith("DSC") else []
         mean = ["mean"] if len(organs) > 1 else []
         parts += [*lines([title, "trained on", *organs, *mean, *of_full], rows), ""]
     parts += training_lines({name: entry for name, entry in summary.items() if entry["training_of"] == name})
