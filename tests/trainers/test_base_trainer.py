@@ -290,8 +290,9 @@ def test_labels_with_sides_are_not_mirrored(name: str, sided: bool) -> None:
     rotation, dummy_2d, _, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     never = name == "nnUNetTrainerMRSegmentator"
     assert axes == (None if sided or never else (0, 1))
-    crossmr = name.startswith("nnUNetTrainerCrossMR")  # a kept reference is not mirrored with the target
-    assert trainer.inference_allowed_mirroring_axes == (None if sided or crossmr or never else (0, 1))
+    # A kept reference is not mirrored with the target; a mixture is mirrored as its starting model, and here is none.
+    alone = name.startswith(("nnUNetTrainerCrossMR", "nnUNetTrainerMoA")) and name != "nnUNetTrainerMoA_learned"
+    assert trainer.inference_allowed_mirroring_axes == (None if sided or alone or never else (0, 1))
     transforms = trainer.get_training_transforms([16, 16], rotation, None, axes, dummy_2d).transforms
     assert any(isinstance(t, MirrorTransform) for t in transforms) is not (sided or never)
     assert ("no mirroring: labels have sides, left_kidney and right_kidney" in log_of(trainer)) is sided
