@@ -313,12 +313,13 @@ def markdown(shop: AdaptWorkshop, summary: Mapping[str, Any]) -> str:
     parts: list[str] = []
     counts = [count_name(count) for count in comparison.counts]
     total = len(shop.parts[1])
+    shown = [row for row in comparison.rows if any(f"{row}-{count}" in summary for count in counts)]
     titles = [f"{total if count == 'all' else count} cases" for count in counts]
     for metric in METRICS:
         header = [metric_title(comparison, metric)]  # type: ignore[arg-type]
         header += [f"{contrast}, {title}" for contrast in comparison.contrasts[::-1] for title in titles]
         rows = []
-        for row in (BASE, *comparison.rows):
+        for row in (BASE, *shown):
             cells = []
             for contrast in comparison.contrasts[::-1]:
                 for count in counts:
@@ -327,7 +328,7 @@ def markdown(shop: AdaptWorkshop, summary: Mapping[str, Any]) -> str:
             rows.append([row, *cells])
         parts += [*lines(header, rows), ""]
     rows = []
-    for row in (BASE, *comparison.rows):
+    for row in (BASE, *shown):
         entry = summary.get(BASE if row == BASE else f"{row}-{counts[0]}")
         if entry is None:
             continue
