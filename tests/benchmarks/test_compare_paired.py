@@ -9,6 +9,7 @@ from typing import Any
 
 import compare
 import compare_paired
+import numpy as np
 import pytest
 from compare_paired import PairedWorkshop, markdown, rows_of, summarise
 from comparisons_paired import PAIRED_COMPARISONS, PairedComparison
@@ -129,7 +130,8 @@ def test_means_and_table(shop: PairedWorkshop) -> None:
         for folder in (shop.scores(row, 0), shop.predictions(row, 0)):
             folder.mkdir(parents=True)
         rows = [
-            {"case": "c", "organ": organ, "DSC": d, "ASD": a} for organ, d, a in zip(("liver", "spleen"), dice, asd)
+            {"case": "c", "organ": organ, "DSC": d, "ASD": a, "DSC_largest": d / 2, "ASD_largest": a and a / 2}
+            for organ, d, a in zip(("liver", "spleen"), dice, asd)
         ]
         (shop.scores(row, 0) / "cases.json").write_text(json.dumps(rows), encoding="utf-8")
         (shop.predictions(row, 0) / "seconds.json").write_text("3.5", encoding="utf-8")
@@ -145,4 +147,12 @@ def test_means_and_table(shop: PairedWorkshop) -> None:
     assert lines[0] == "| DSC | trained on | liver | spleen | mean | of full supervision |"
     assert f"| {NAME} | scribbles | 0.900 | 0.500 | 0.700 | 87.5 % |" in lines
     assert f"| {NAME} | scribbles | 2.000 | - | 2.000 |" in lines
-    assert sum(line.startswith(f"| {NAME}_without_MR") for line in lines) == 2  # it has no training of its own
+    assert f"| {NAME} | scribbles | 0.450 | 0.250 | 0.350 | 87.5 % |" in lines  # of the largest component
+    assert f"| {NAME} | scribbles | 1.000 | - | 1.000 |" in lines
+    assert sum(line.startswith(f"| {NAME}_without_MR") for line in lines) == 4  # it has no training of its own
+
+
+def test_one_piece_of_each_label() -> None:
+    found = np.array([[1, 1, 0, 1], [0, 0, 0, 0], [2, 0, 2, 2]])[..., None]
+    kept = compare_paired.largest_components(found)
+    assert kept[..., 0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 2, 2]]
