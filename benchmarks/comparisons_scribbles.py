@@ -88,7 +88,7 @@ _CARDIAC: dict[str, Any] = {
     "most_features": 64,
     "divisor": 4,
 }
-_LONG = {
+_LENGTH = {
     "num_epochs": 8,
     "num_iterations_per_epoch": 100,
     "num_val_iterations_per_epoch": 1,
@@ -101,7 +101,7 @@ SCRIBBLE_COMPARISONS: dict[str, ScribbleComparison] = {
         methods=_METHODS,
         train_cases=(0, 20),
         test_cases=(20, 30),
-        train_options=_LONG,
+        train_options=_LENGTH,
         rates=_RATES,
         not_measured=(
             "the spread over seeds, unless several are shown",
@@ -117,7 +117,7 @@ SCRIBBLE_COMPARISONS: dict[str, ScribbleComparison] = {
         methods=_METHODS,
         train_cases=(0, 20),
         test_cases=(20, 30),
-        train_options={**_LONG, "num_epochs": 24},
+        train_options={**_LENGTH, "num_epochs": 24},
         rates=_RATES,
         not_measured=("the spread over seeds, unless several are shown", "3d, other data"),
         **_CARDIAC,
@@ -128,7 +128,7 @@ SCRIBBLE_COMPARISONS: dict[str, ScribbleComparison] = {
         methods=_TRIALS,
         train_cases=(0, 15),
         test_cases=(15, 20),
-        train_options=_LONG,
+        train_options=_LENGTH,
         **_CARDIAC,
     ),
 }

@@ -281,8 +281,9 @@ def _check_copy(folder: Path, content: Mapping[str, Any]) -> list[str]:
         copied = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         return [f"{path} is not valid JSON: {error}. Copy {folder / 'dataset.json'} there."]
-    here, there = (each.get(SECTION) if isinstance(each, dict) else None for each in (content, copied))
-    if (here or {}).get(CASE_LABELS, {}) == (there or {}).get(CASE_LABELS, {}):
+    sections = (each.get(SECTION) if isinstance(each, Mapping) else None for each in (content, copied))
+    here, there = (each.get(CASE_LABELS, {}) if isinstance(each, Mapping) else {} for each in sections)
+    if here == there:
         return []
     return [f'{path}, which training reads, has another "{CASE_LABELS}". Copy {folder / "dataset.json"} there.']
 

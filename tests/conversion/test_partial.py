@@ -184,6 +184,8 @@ def test_doctor_finds_a_copy_that_training_reads_and_nobody_changed(folders: Pat
     copy.write_text(json.dumps(content), encoding="utf-8")
     code, out, _ = call(["doctor", "-d", "605"])
     assert code == 4 and f'{copy}, which training reads, has another "case_labels". Copy {raw(folders)}' in out
+    copy.write_text(json.dumps({**content, SECTION: ["no object"]}), encoding="utf-8")
+    assert 'has another "case_labels"' in call(["doctor", "-d", "605"])[1]
     copy.write_text("{", encoding="utf-8")
     assert "is not valid JSON" in call(["doctor", "-d", "605"])[1]
 
