@@ -32,6 +32,7 @@ from nnunet_multimodal.trainers.transfer import names_of, starting_model
 
 FORMAT = "nnunet_multimodal adapter 1"
 STOCK = "nnUNetTrainer"
+AGAIN = "run the same command again"
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def write_model(checkpoints: Sequence[dict[str, Any]], output: Path, overwrite: 
         for checkpoint in checkpoints:
             fold = partial / f"fold_{checkpoint['init_args']['fold']}"
             fold.mkdir(parents=True)
-            write_whole(fold / "checkpoint_final.pth", functools.partial(torch.save, checkpoint))
+            write_whole(fold / "checkpoint_final.pth", functools.partial(torch.save, checkpoint), AGAIN)
         arguments = checkpoints[0]["init_args"]
         write_json(partial / "plans.json", arguments["plans"])
         write_json(partial / "dataset.json", arguments["dataset_json"])
@@ -276,7 +277,7 @@ def write_adapter(adapted: Adapted, path: Path, overwrite: bool) -> tuple[int, i
         "tensors": lora_state_dict(adapted.network),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda name: torch.save(content, name))
+    write_whole(path, lambda name: torch.save(content, name), AGAIN)
     plain = stock_network(adapted.plans, adapted.configuration, adapted.dataset_json)
     return path.stat().st_size, sum(p.numel() * p.element_size() for p in plain.parameters())
 

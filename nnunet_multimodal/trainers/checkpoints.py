@@ -21,8 +21,16 @@ PREFERENCE = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.
 SURELY_DEAD = 3600.0  # seconds since a temporary file grew; no process id tells, on a cluster
 
 
-def write_whole(path: Path, write: Callable[[str], Any]) -> None:
+TRAIN_ON = "go on with nnUNetv2_train ... --c"
+
+
+def write_whole(path: Path, write: Callable[[str], Any], then: str = TRAIN_ON) -> None:
     """Lets ``write`` fill a temporary file beside ``path``, brings it to disk, and puts it in place in one step.
+
+    Args:
+        path: the file.
+        write: fills the file whose name it is given.
+        then: what to do where there was no room, for the message.
 
     Raises:
         MultimodalError: it cannot be written. The old file is as it was, and no temporary file is left.
@@ -43,8 +51,7 @@ def write_whole(path: Path, write: Callable[[str], Any]) -> None:
         size = f" (need ~{temporary.stat().st_size / 1e6:.0f} MB or more)" if temporary.exists() else ""
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise MultimodalError(
-            f"cannot write {path}: {reason}{size}. The checkpoint from before, if any, is untouched. "
-            "Make room, then go on with nnUNetv2_train ... --c"
+            f"cannot write {path}: {reason}{size}. The file from before, if any, is untouched. Make room, then {then}"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -139,6 +139,8 @@ def test_the_message_says_what_the_system_said(error: Exception, reason: str, tm
     with pytest.raises(MultimodalError, match=f"cannot write .*: {reason}") as raised:
         write_whole(path, fail_half_way)
     assert raised.value.__cause__ is error
+    with pytest.raises(MultimodalError, match=r"Make room, then call somebody$"):
+        write_whole(path, fail_half_way, "call somebody")
     assert path.read_bytes() == b"old" and files(tmp_path) == [path.name]
 
 
